@@ -1,0 +1,104 @@
+"""IMPALA's actor-critic loss with V-trace (Espeholt et al. 2018, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from beast import vtrace
+from beast.data import Batch, ModelOutput
+from beast.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class Config:
+    """Loss (IMPALA)"""
+
+    discounting: float = 0.99
+    """gamma"""
+    baseline_cost: float = 0.5
+    """weight of the value loss"""
+    entropy_cost: float = 0.01
+    """weight of the entropy bonus"""
+    reward_clipping: str = "abs_one"
+    """abs_one: clip(r, -1, 1); soft_asymmetric: tanh(r/5), 5 times it where positive, 1.5 times where negative; none"""
+    clip_rho_threshold: float = 1.0
+    """rho bar of V-trace, the clip of the importance weights in the value targets"""
+    clip_pg_rho_threshold: float = 1.0
+    """the clip of the importance weight of the policy gradient"""
+    clip_c_threshold: float = 1.0
+    """c bar of V-trace, the clip of the trace-cutting coefficients"""
+    trace_lambda: float = 1.0
+    """scales the trace-cutting coefficients"""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.discounting <= 1.0:
+            raise ValueError(f"--discounting must lie in [0, 1], got {self.discounting}")
+        if self.reward_clipping not in REWARD_CLIPPING:
+            raise ValueError(
+                f"--reward_clipping must be one of {', '.join(REWARD_CLIPPING)}, got {self.reward_clipping!r}"
+            )
+        for name in ("clip_rho_threshold", "clip_pg_rho_threshold", "clip_c_threshold"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+
+
+def _soft_asymmetric(reward: torch.Tensor) -> torch.Tensor:
+    squeezed = torch.tanh(reward / 5.0)
+    return 5.0 * torch.where(reward < 0, 0.3 * squeezed, squeezed)
+
+
+REWARD_CLIPPING = {
+    "abs_one": lambda reward: reward.clamp(-1.0, 1.0),
+    "soft_asymmetric": _soft_asymmetric,  # the one of the authors' released code for DMLab
+    "none": lambda reward: reward,
+}
+
+
+def loss(
+    outputs: ModelOutput, batch: Batch, distribution: Distribution, config: Config
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Policy-gradient, value and entropy terms, summed over T and B.
+
+    Args:
+        outputs: of the learner's model on all T+1 rows of `batch`.
+        batch: see `beast/data.py` for the alignment of rows.
+
+    Returns:
+        The scalar loss, and its terms by name for the logs (no gradient).
+    """
+    target_logits = outputs.policy_logits[:-1]  # [T, B, P]
+    values, bootstrap_value = outputs.value[:-1], outputs.value[-1]  # [T, B], [B]
+
+    rewards = REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])  # [T, B]
+    discounts = config.discounting * (~batch.terminated[1:]).float()  # [T, B]
+    # A reset is no step of the policy: importance weight 0 takes it out of every term but the entropy.
+    real = ~batch.first[1:]  # [T, B]
+
+    target_log_prob = distribution.log_prob(target_logits, batch.action)
+    behaviour_log_prob = distribution.log_prob(batch.behaviour_logits, batch.action)
+    log_rhos = torch.where(real, target_log_prob.detach() - behaviour_log_prob, -torch.inf)
+    vs, pg_advantages = vtrace.from_importance_weights(
+        log_rhos,
+        discounts,
+        rewards,
+        values,
+        bootstrap_value,
+        config.clip_rho_threshold,
+        config.clip_pg_rho_threshold,
+        clip_c_threshold=config.clip_c_threshold,
+        trace_lambda=config.trace_lambda,
+    )
+
+    pg_loss = -(target_log_prob * pg_advantages).sum()
+    baseline_loss = config.baseline_cost * 0.5 * (vs - values).square().sum()
+    entropy_loss = -config.entropy_cost * torch.where(real, distribution.entropy(target_logits), 0.0).sum()
+    total_loss = pg_loss + baseline_loss + entropy_loss
+    metrics = {
+        "total_loss": total_loss,
+        "pg_loss": pg_loss,
+        "baseline_loss": baseline_loss,
+        "entropy_loss": entropy_loss,
+    }
+    return total_loss, {name: value.detach() for name, value in metrics.items()}

@@ -1,0 +1,183 @@
+"""The learner: one step from a batch to new weights. It knows no environment, no queue and no process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from beast.data import Batch, Nested, map_nested, restack
+from beast.distributions import Distribution
+from beast.weights import flatten_parameters
+
+Loss = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Optimiser (RMSProp)"""
+
+    learning_rate: float = 6e-4
+    """at the start; falls linearly to 0 over total_steps"""
+    alpha: float = 0.99
+    """decay of the running mean of squared gradients"""
+    momentum: float = 0.0
+    """0: none"""
+    epsilon: float = 0.01
+    """added to the root (torch's form) or under it (TF's form)"""
+    grad_norm_clipping: float = 40.0
+    """clip of the gradient's global norm; 0: none"""
+    rmsprop_form: str = "torch"
+    """torch: mean square from 0, epsilon outside the root; tf: from 1, inside it (the paper's code)"""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.alpha < 1:
+            raise ValueError(f"--alpha must lie in [0, 1), got {self.alpha}")
+        if self.epsilon <= 0:
+            raise ValueError(f"--epsilon must be positive, got {self.epsilon}")
+        if self.grad_norm_clipping < 0:
+            raise ValueError(f"--grad_norm_clipping must not be negative (0 means none), got {self.grad_norm_clipping}")
+        if self.rmsprop_form not in ("torch", "tf"):
+            raise ValueError(f"--rmsprop_form must be torch or tf, got {self.rmsprop_form!r}")
+
+
+class TFRMSprop(torch.optim.Optimizer):
+    """RMSProp as TensorFlow 1 has it: the mean square starts at one, epsilon is under the root."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, alpha: float, eps: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["mean_square"] = torch.ones_like(p)
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                mean_square = state["mean_square"]
+                mean_square.mul_(group["alpha"]).addcmul_(p.grad, p.grad, value=1 - group["alpha"])
+                step = p.grad * (mean_square + group["eps"]).rsqrt_()
+                p.sub_(state["momentum_buffer"].mul_(group["momentum"]).add_(step, alpha=group["lr"]))
+
+
+class Learner:
+    """Weights, optimiser and schedule.
+
+    The model may compute in bfloat16; the optimiser's own ("master") parameters are float32 always. All parameters lie
+    in one vector, so clipping, the optimiser and publishing are each one operation.
+
+    Args:
+        model: float32, on the CPU; taken over.
+        loss: `loss(outputs, batch, distribution, config) -> (scalar, metrics)`.
+        loss_config: handed to it.
+        observation_spec: tells which fields are stacked.
+        total_steps: at which the learning rate reaches zero.
+        device, dtype: where and in what the model computes.
+    """
+
+    def __init__(
+        self, model: nn.Module, distribution: Distribution, loss: Loss, loss_config: Any, optimiser: OptimiserConfig,
+        observation_spec: Nested, total_steps: int, device: torch.device, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.model = model.to(device)
+        self._distribution, self._loss, self._loss_config = distribution, loss, loss_config
+        self._config, self._total_steps = optimiser, total_steps
+        self._stacks = map_nested(lambda spec: spec.stack, observation_spec)
+        self.device, self.dtype = device, dtype
+        self.steps = 0
+        """Agent steps learned from."""
+        self.updates = 0
+        """Optimiser steps made: the version of the policy."""
+
+        size = sum(p.numel() for p in model.parameters())
+        self._master = nn.Parameter(flatten_parameters(self.model)[:size].clone())
+        self.model.to(dtype)
+        self.flat = flatten_parameters(self.model)
+        """What actors act with: all parameters, then buffers, in the compute dtype."""
+        if dtype == torch.float32:
+            self._master.data = self.flat[:size]  # one and the same memory: nothing to copy after a step
+        self._grad = torch.zeros_like(self.flat[:size])
+        self._master.grad = self._grad if dtype == torch.float32 else torch.zeros_like(self._master)
+        offset = 0
+        for p in self.model.parameters():
+            p.grad = self._grad[offset : offset + p.numel()].view(p.shape)
+            offset += p.numel()
+        form = TFRMSprop if optimiser.rmsprop_form == "tf" else torch.optim.RMSprop
+        self._optimiser = form(
+            [self._master], lr=optimiser.learning_rate, alpha=optimiser.alpha, eps=optimiser.epsilon,
+            momentum=optimiser.momentum,
+        )  # fmt: skip
+
+    @property
+    def learning_rate(self) -> float:
+        """For the next update: linear from its start to zero at total_steps."""
+        return self._config.learning_rate * max(0.0, 1.0 - self.steps / self._total_steps)
+
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One update. `batch` comes as the store gave it; returns scalars by name, without waiting for the device."""
+        batch = self._prepare(batch)
+        outputs, _ = self.model(batch.model_input(), batch.core_state)
+        total_loss, metrics = self._loss(outputs, batch, self._distribution, self._loss_config)
+        self._grad.zero_()
+        total_loss.backward()  # type: ignore[no-untyped-call]
+        grad = self._master.grad
+        assert grad is not None
+        if grad is not self._grad:
+            grad.copy_(self._grad)
+        grad_norm = torch.linalg.vector_norm(grad)
+        if self._config.grad_norm_clipping:
+            grad.mul_((self._config.grad_norm_clipping / (grad_norm + 1e-6)).clamp(max=1.0))
+        self._optimiser.param_groups[0]["lr"] = self.learning_rate
+        self._optimiser.step()
+        if self.dtype != torch.float32:
+            self.flat[: len(self._master)].copy_(self._master.detach())
+        self.steps += batch.action.shape[0] * batch.action.shape[1]
+        self.updates += 1
+        return {**metrics, "grad_norm": grad_norm}
+
+    def _prepare(self, batch: Batch) -> Batch:
+        """To the device, and stacks rebuilt from the frames."""
+        if self.device.type != "cpu":
+            batch = Batch(*(map_nested(lambda x: x.to(self.device, non_blocking=True), field) for field in batch))
+
+        def rebuild(stack: int, value: torch.Tensor) -> torch.Tensor:
+            return restack(value, batch.first, stack) if stack > 1 else value
+
+        return batch._replace(observation=map_nested(rebuild, self._stacks, batch.observation))
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """The model's state dict, float32, on the CPU."""
+        state = {name: value.detach().float().cpu().clone() for name, value in self.model.state_dict().items()}
+        offset = 0
+        for name, p in self.model.named_parameters():
+            state[name] = self._master.detach()[offset : offset + p.numel()].view(p.shape).cpu().clone()
+            offset += p.numel()
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on as if nothing had happened."""
+        return {
+            "model": self.model_state(),
+            "optimiser": self._optimiser.state_dict(),
+            "steps": self.steps,
+            "updates": self.updates,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises RuntimeError if the state is of another model."""
+        self.model.load_state_dict(state["model"])  # copies in place: the views stay views
+        offset = 0
+        for name, p in self.model.named_parameters():
+            self._master[offset : offset + p.numel()] = state["model"][name].to(self.device).reshape(-1)
+            offset += p.numel()
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.steps, self.updates = int(state["steps"]), int(state["updates"])

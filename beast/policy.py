@@ -1,0 +1,138 @@
+"""The policy as actors use it: a model on the CPU whose weights come from shared memory."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+from beast.data import Array, ArraySpec, EnvOutput, ModelInput, Nested, map_nested
+from beast.distributions import Distribution, distribution_for
+from beast.unrolls import UnrollSpec
+from beast.weights import Weights, flatten_parameters
+
+
+class ModelError(ValueError):
+    """A model cannot be found or built. The message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model; names and spaces only, so that it travels to child processes, and each imports for itself."""
+
+    model: str
+    use_lstm: bool
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+
+    def module(self) -> Any:
+        """The class that the name stands for.
+
+        Raises:
+            ModelError: if there is none.
+        """
+        path = self.model if "." in self.model else f"models.{self.model}"
+        try:
+            module = importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name is None or not path.startswith(error.name):
+                raise  # the module is there, something that it imports is not
+            raise ModelError(
+                f"no model {self.model!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, mlp) "
+                "or a module of your own (my_package.my_module) that can be imported from here"
+            ) from error
+        if not hasattr(module, "Model"):
+            raise ModelError(f"--model {self.model}: the module defines no class Model (see models/base.py)")
+        return module.Model
+
+    def build(self) -> nn.Module:
+        """A fresh float32 model on the CPU.
+
+        Raises:
+            ModelError: if the model does not fit the spaces.
+        """
+        try:
+            model: nn.Module = self.module()(self.observation_space, self.action_space, self.use_lstm)
+        except ValueError as error:
+            raise ModelError(f"--model {self.model}: {error}") from error
+        return model
+
+    def distribution(self) -> Distribution:
+        return distribution_for(self.action_space)
+
+    def unroll_spec(self, model: nn.Module, observation: Nested, metric_names: tuple[str, ...]) -> UnrollSpec:
+        """What the store must hold for this model in that environment."""
+        distribution = self.distribution()
+
+        def state_spec(leaf: torch.Tensor) -> ArraySpec:
+            return ArraySpec(tuple(leaf.shape[1:]), leaf.numpy().dtype)
+
+        core_state = map_nested(state_spec, model.initial_state(1))  # type: ignore[operator]
+        return UnrollSpec(observation, distribution.action_spec, distribution.num_params, core_state, metric_names)
+
+
+class Policy:
+    """Acts for E environments with one forward a step.
+
+    Args:
+        choice: which model.
+        dtype: what it computes in, the dtype of `weights`.
+        weights: where newer parameters come from; None: `load` them.
+        num_envs: E.
+    """
+
+    def __init__(self, choice: ModelChoice, dtype: torch.dtype, weights: Weights | None, num_envs: int) -> None:
+        self.model = choice.build().to(dtype).eval().requires_grad_(False)
+        self.distribution = choice.distribution()
+        self.version = -1
+        self.core_state: Nested = self.model.initial_state(num_envs)  # type: ignore[operator]
+        self.last_action = np.zeros((num_envs, *self.distribution.action_spec.shape), self.distribution.action_spec.dtype)
+        self._weights = weights
+        self._flat = flatten_parameters(self.model)
+
+    def refresh(self) -> int:
+        """Take the newest weights; returns their version."""
+        assert self._weights is not None
+        if self._weights.version != self.version:
+            self.version = self._weights.read(self._flat)
+        return self.version
+
+    # inference_mode from the very first call: a graph that hangs on a shared buffer leaks a little every step.
+    @torch.inference_mode()
+    def act(self, env: EnvOutput, noise: Array | None) -> tuple[Array, Array]:
+        """One step for all environments.
+
+        Args:
+            noise: `[E, noise_size]` for a draw; None: the most likely action.
+
+        Returns:
+            actions `[E]` (+ `[N]`) as stored, and the logits `[E, P]` float32 that they were drawn from.
+        """
+        self.last_action[env.first] = 0
+        inputs = ModelInput(
+            map_nested(lambda x: torch.from_numpy(x).unsqueeze(0), env.observation),
+            *(torch.from_numpy(x).unsqueeze(0) for x in (env.reward, self.last_action, env.first)),
+        )
+        output, self.core_state = self.model(inputs, self.core_state)
+        logits = output.policy_logits.squeeze(0)
+        if noise is None:
+            action = self.distribution.mode(logits)
+        else:
+            action = self.distribution.sample(logits, torch.from_numpy(noise))
+        self.last_action = action.numpy()
+        return self.last_action, logits.numpy()
+
+    def state(self) -> Nested:
+        """The recurrent state as arrays `[E, ...]`."""
+        return map_nested(lambda leaf: leaf.numpy(), self.core_state)
+
+
+def seed_for(seed: int, stream: str, *indices: int) -> int:
+    """An independent 31-bit seed for each (seed, what for, who): no two actors ever share a stream."""
+    entropy = [seed, *stream.encode(), *indices]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)

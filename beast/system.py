@@ -1,0 +1,67 @@
+"""What the machine has, and how to use it well: cores, memory allocation, number formats."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and container quota considered."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 quota here
+    return cores
+
+
+def keep_freed_memory() -> None:
+    """Stop the C allocator from giving large blocks back to the kernel after each step.
+
+    Every large tensor of every step would be paged in anew; that costs up to half of the learner's time.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)  # the mmap threshold itself cannot be set above 32 MB
+        libc.mallopt(_M_ARENA_MAX, 1)  # learner threads hand large blocks to each other instead of hoarding them
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def machine() -> dict[str, object]:
+    """A description for `config.json` and benchmark results: no names, no paths, no environment variables."""
+    import numpy
+    import torch
+
+    model = platform.processor()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": model,
+        "cores": usable_cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }

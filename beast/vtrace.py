@@ -1,0 +1,140 @@
+"""V-trace: off-policy corrected value targets and policy-gradient advantages (Espeholt et al. 2018, section 4).
+
+Pure functions over tensors with time first. `[T, B, ...]`: T steps, B unrolls, any trailing dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class VTraceReturns(NamedTuple):
+    """Targets without gradient, in the dtype of `values`."""
+
+    vs: torch.Tensor
+    """`[T, B, ...]`: v_s of equation 1, the targets of the value function."""
+    pg_advantages: torch.Tensor
+    """`[T, B, ...]`: rho_s (r_s + gamma v_{s+1} - V(x_s)), the weights of grad log pi(a_s | x_s)."""
+
+
+def from_logits(
+    behaviour_policy_logits: torch.Tensor,
+    target_policy_logits: torch.Tensor,
+    actions: torch.Tensor,
+    discounts: torch.Tensor,
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    bootstrap_value: torch.Tensor,
+    clip_rho_threshold: float | None = 1.0,
+    clip_pg_rho_threshold: float | None = 1.0,
+    *,
+    clip_c_threshold: float | None = 1.0,
+    trace_lambda: float = 1.0,
+) -> VTraceReturns:
+    """V-trace for softmax policies.
+
+    Args:
+        behaviour_policy_logits: `[T, B, ..., A]`, mu: what the actor drew its action from.
+        target_policy_logits: `[T, B, ..., A]`, pi: what the learner's policy says of the same observations.
+        actions: `[T, B, ...]` int64.
+
+    The rest is as in `from_importance_weights`.
+
+    Raises:
+        ValueError: on a rank mismatch, naming both ranks.
+    """
+    _check_rank("target_policy_logits", target_policy_logits, "behaviour_policy_logits", behaviour_policy_logits, 0)
+    _check_rank("actions", actions, "behaviour_policy_logits", behaviour_policy_logits, -1)
+    log_rhos = _log_prob(target_policy_logits, actions) - _log_prob(behaviour_policy_logits, actions)
+    return from_importance_weights(
+        log_rhos,
+        discounts,
+        rewards,
+        values,
+        bootstrap_value,
+        clip_rho_threshold,
+        clip_pg_rho_threshold,
+        clip_c_threshold=clip_c_threshold,
+        trace_lambda=trace_lambda,
+    )
+
+
+@torch.no_grad()
+def from_importance_weights(
+    log_rhos: torch.Tensor,
+    discounts: torch.Tensor,
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    bootstrap_value: torch.Tensor,
+    clip_rho_threshold: float | None = 1.0,
+    clip_pg_rho_threshold: float | None = 1.0,
+    *,
+    clip_c_threshold: float | None = 1.0,
+    trace_lambda: float = 1.0,
+) -> VTraceReturns:
+    """V-trace from log importance weights (the recursion of the paper's remark 1).
+
+    Args:
+        log_rhos: `[T, B, ...]`, log(pi(a|x) / mu(a|x)). Minus infinity cuts a step out: it is neither corrected
+            nor learned from, and v_s = V(x_s) there.
+        discounts: `[T, B, ...]`, gamma, or 0 where the step ended an episode.
+        rewards: `[T, B, ...]`, of the same steps.
+        values: `[T, B, ...]`, V(x_s).
+        bootstrap_value: `[B, ...]`, V(x_T).
+        clip_rho_threshold: rho bar, the clip of the weights in the targets; None: no clip.
+        clip_pg_rho_threshold: the clip of the weight in `pg_advantages`; None: no clip.
+        clip_c_threshold: c bar, the clip of the trace-cutting coefficients; None: no clip.
+        trace_lambda: scales the c_i only (remark 2 of the paper).
+
+    Raises:
+        ValueError: on a rank mismatch, naming both ranks.
+    """
+    for name, tensor, fewer in (
+        ("discounts", discounts, 0),
+        ("rewards", rewards, 0),
+        ("values", values, 0),
+        ("bootstrap_value", bootstrap_value, -1),
+    ):
+        _check_rank(name, tensor, "log_rhos", log_rhos, fewer)
+
+    rhos = log_rhos.exp()
+    clipped_rhos = _clip(rhos, clip_rho_threshold)
+    clipped_pg_rhos = _clip(rhos, clip_pg_rho_threshold)
+    cs = trace_lambda * _clip(rhos, clip_c_threshold)
+
+    next_values = torch.cat([values[1:], bootstrap_value.unsqueeze(0)])
+    deltas = clipped_rhos * (rewards + discounts * next_values - values)  # [T, B, ...]
+
+    # v_s - V(x_s) = delta_s + gamma_s c_s (v_{s+1} - V(x_{s+1})), from the end; nothing is left over at T.
+    discounted_cs = discounts * cs
+    correction = torch.zeros_like(bootstrap_value)
+    corrections = []
+    for delta, discounted_c in zip(reversed(deltas.unbind()), reversed(discounted_cs.unbind()), strict=True):
+        correction = delta + discounted_c * correction
+        corrections.append(correction)
+    corrections.reverse()
+    vs = values + torch.stack(corrections)
+
+    next_vs = torch.cat([vs[1:], bootstrap_value.unsqueeze(0)])
+    pg_advantages = clipped_pg_rhos * (rewards + discounts * next_vs - values)
+    return VTraceReturns(vs, pg_advantages)
+
+
+def _log_prob(logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    return F.log_softmax(logits, dim=-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+
+def _clip(weights: torch.Tensor, threshold: float | None) -> torch.Tensor:
+    return weights if threshold is None else weights.clamp(max=threshold)
+
+
+def _check_rank(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor, fewer: int) -> None:
+    if tensor.ndim != other.ndim + fewer:
+        relation = "the same rank as" if fewer == 0 else "one dimension fewer than"
+        raise ValueError(
+            f"{name} must have {relation} {other_name}: {name} has rank {tensor.ndim} {tuple(tensor.shape)}, "
+            f"{other_name} has rank {other.ndim} {tuple(other.shape)}"
+        )

@@ -1,0 +1,285 @@
+"""Child processes: start, name, watch, restart and stop them; hand their errors back.
+
+Children are forked from a small server process that has imported torch once (multiprocessing's forkserver), so that each
+costs milliseconds and a few megabytes. They ignore Ctrl-C (the parent decides), and are gone when the parent is: the kernel
+kills them with the fork server, and a thread in each watches the parent itself where the kernel has no such thing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from beast.data import ArraySpec
+from beast.shared import SharedArrays
+
+PRELOAD = ["torch", "gymnasium", "cv2", "ale_py.vector_env", "beast.envs", "monobeast.actor"]
+NICENESS = 10  # of workers, so that on a full machine the learner never waits for a core
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerError(RuntimeError):
+    """A worker failed for good. `details` holds its own traceback, or is empty."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class Board:
+    """What workers tell the parent without being asked: signs of life, steps, seconds by stage; and the stop sign."""
+
+    STAGES = ("environment", "inference", "store", "wait")
+
+    def __init__(self, num_workers: int) -> None:
+        self._shared = SharedArrays({
+            "stop": ArraySpec((1,), np.dtype(np.uint8)),
+            "heartbeat": ArraySpec((num_workers,), np.dtype(np.float64)),
+            "steps": ArraySpec((num_workers,), np.dtype(np.int64)),
+            "seconds": ArraySpec((num_workers, len(self.STAGES)), np.dtype(np.float64)),
+        })
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        arrays: dict[str, Any] = self._shared.arrays
+        return arrays
+
+    def stop(self) -> None:
+        """Ask every worker to leave."""
+        self.arrays["stop"][0] = 1
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage, summed over workers since the start."""
+        return dict(zip(self.STAGES, self.arrays["seconds"].sum(0).tolist(), strict=True))
+
+
+class Context:
+    """A worker's own view of the board."""
+
+    def __init__(self, board: Board, index: int) -> None:
+        self._board, self.index = board, index
+        self._view()
+
+    def _view(self) -> None:
+        arrays = self._board.arrays
+        self._stop, self._heartbeat, self._steps = arrays["stop"], arrays["heartbeat"], arrays["steps"]
+        self._seconds = arrays["seconds"][self.index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"board": self._board, "index": self.index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._board, self.index = state["board"], state["index"]
+        self._view()
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self._stop[0])
+
+    def beat(self, steps: int = 0) -> None:
+        """I am alive, and have made that many steps since the last beat."""
+        self._heartbeat[self.index] = time.monotonic()
+        self._steps[self.index] += steps
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block as one of `Board.STAGES`."""
+        start = time.perf_counter()
+        yield
+        self._seconds[Board.STAGES.index(name)] += time.perf_counter() - start
+
+
+@dataclass
+class Worker:
+    """One place that a process fills, and the process that fills it now."""
+
+    name: str
+    index: int
+    target: Callable[..., None]
+    make_arguments: Callable[[int], tuple[Any, ...]]
+    """From how often it was restarted to the target's arguments after its Context."""
+    on_exit: Callable[[], str]
+    """Called once its process is dead; says what was lost."""
+    process: Any = None
+    errors: Any = None
+    started: float = 0.0
+    restarts: deque[float] = field(default_factory=deque)
+    count: int = 0
+
+
+class Workers:
+    """All children of a run.
+
+    Args:
+        board: shared with them.
+        max_restarts: within `window` seconds; one more death is a WorkerError.
+        timeout: seconds without a sign of life after which a process counts as hung.
+        tell: takes one line for the console and the log.
+    """
+
+    def __init__(
+        self, board: Board, max_restarts: int, timeout: float, tell: Callable[[str], None], window: float = 600.0
+    ) -> None:
+        self.board = board
+        self._max_restarts, self._timeout, self._window, self._tell = max_restarts, timeout, window, tell
+        self.workers: list[Worker] = []
+        self.restarts = 0
+
+    def add(self, worker: Worker) -> None:
+        """Start a worker and watch it from now on."""
+        self.workers.append(worker)
+        self._start(worker)
+
+    def _start(self, worker: Worker) -> None:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        worker.started = self.board.arrays["heartbeat"][worker.index] = time.monotonic()
+        arguments = worker.make_arguments(worker.count)
+        worker.process = _spawner().Process(
+            target=_main,
+            args=(worker.name, worker.target, Context(self.board, worker.index), arguments, sender),
+            name=worker.name,
+            daemon=True,
+        )
+        worker.process.start()
+        sender.close()  # so that the receiver sees the end when the child is gone
+        worker.errors = receiver
+
+    def check(self) -> None:
+        """Notice dead and hung processes, and replace them.
+
+        Raises:
+            WorkerError: if one died before it did any work, or died too often.
+        """
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.process.is_alive():
+                silent = now - self.board.arrays["heartbeat"][worker.index]
+                if silent > self._timeout:
+                    self._replace(worker, f"gave no sign of life for {silent:.0f} s", "")
+            else:
+                cause, details = self._cause(worker)
+                self._replace(worker, cause, details)
+
+    def _cause(self, worker: Worker) -> tuple[str, str]:
+        details = ""
+        with suppress(EOFError, OSError):
+            if worker.errors.poll(0.2):
+                summary, details = worker.errors.recv()
+                return f"failed: {summary}", details
+        code = worker.process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            return f"was killed by {name}{hint}", details
+        return f"ended with exit code {code}", details
+
+    def _replace(self, worker: Worker, cause: str, details: str) -> None:
+        pid = worker.process.pid
+        _kill(worker.process)
+        lost = worker.on_exit()
+        message = f"{worker.name} (pid {pid}) {cause}; {lost}"
+        now = time.monotonic()
+        while worker.restarts and now - worker.restarts[0] > self._window:
+            worker.restarts.popleft()
+        if self.board.arrays["steps"][worker.index] == 0:
+            raise WorkerError(f"{worker.name} {cause}, before its first step", details)
+        if len(worker.restarts) >= self._max_restarts:
+            raise WorkerError(f"{message}; restarted {self._max_restarts} times already (--max_restarts)", details)
+        worker.restarts.append(now)
+        worker.count += 1
+        self.restarts += 1
+        if details:
+            self._tell(details.rstrip())
+        self._tell(f"{message}; restarting it ({len(worker.restarts)} of {self._max_restarts})")
+        self._start(worker)
+
+    def stop(self, deadline: float) -> None:
+        """Ask all to leave, wait `deadline` seconds in all, kill who is still there."""
+        self.board.stop()
+        end = time.monotonic() + deadline
+        for worker in self.workers:
+            worker.process.join(max(0.0, end - time.monotonic()))
+        late = [worker for worker in self.workers if worker.process.is_alive()]
+        for worker in late:
+            _kill(worker.process)
+        if late:
+            names = ", ".join(worker.name for worker in late)
+            self._tell(f"{names} did not stop within {deadline:.0f} s and was killed")
+
+    def kill(self) -> None:
+        """End all at once."""
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.process.pid, signal.SIGKILL)
+
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self.workers]
+
+
+def warm_up() -> None:
+    """Start the fork server now, so that it imports torch while the parent does."""
+    _spawner()
+    multiprocessing.forkserver.ensure_running()
+
+
+def _spawner() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _kill(process: Any) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(5.0)
+
+
+def _main(name: str, target: Callable[..., None], context: Context, arguments: tuple[Any, ...], errors: Any) -> None:
+    """The first function of every child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_with_parent()
+    with suppress(OSError):
+        os.nice(NICENESS)
+    try:
+        context.beat()
+        target(context, *arguments)
+    except EOFError:
+        pass  # the parent closed the store: a stop like any other
+    except BaseException as error:  # whatever it is, the parent must hear of it
+        summary = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        with suppress(OSError):
+            errors.send((summary, f"--- traceback of {name} ---\n{traceback.format_exc()[-8000:]}"))
+        os._exit(1)
+    os._exit(0)  # no interpreter shutdown: libraries' threads make it slow, and sometimes hang
+
+
+def leave_with_parent() -> None:
+    """Arrange that this process ends when its parent does, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            multiprocessing.connection.wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, name="parent-watch", daemon=True).start()

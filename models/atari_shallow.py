@@ -1,0 +1,35 @@
+"""The three-conv network of Mnih et al. (2015, 2016), with the clipped reward and the last action beside the features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.base import ActorCritic, ImageInput, check_image_size, conv_size
+
+
+class Model(ActorCritic):
+    """conv 8x8/4 32, conv 4x4/2 64, conv 3x3/1 64, FC 512; 84x84x4 pixels give 3136 features to the FC layer."""
+
+    supports_bfloat16 = True
+
+    def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
+        super().__init__(observation_space, action_space, use_lstm, width=512, feed_last_step=True)
+        self.image = ImageInput(observation_space)
+        channels, height, width = self.image.shape
+        check_image_size("atari_shallow", self.image.shape, 36)
+        self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
+        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
+        self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
+        height, width = (conv_size(conv_size(conv_size(s, 8, 4), 4, 2), 3, 1) for s in (height, width))
+        self.fc = nn.Linear(64 * height * width, 512)
+
+    def torso(self, observation: torch.Tensor) -> torch.Tensor:
+        x = self.image(observation, self.dtype)
+        x = F.relu(self.conv1(x))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x))
+        return F.relu(self.fc(x.flatten(1)))

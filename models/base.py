@@ -1,0 +1,161 @@
+"""What a model is, and the parts that the built-in ones share.
+
+The contract, for a model of your own (`--model my_pkg.my_module`): the module defines `Model`, a `torch.nn.Module` with
+
+    __init__(self, observation_space, action_space, use_lstm: bool)
+    initial_state(self, batch_size: int) -> tuple          recurrent state, any nesting of tensors, every leaf [B, ...]
+    forward(self, inputs: ModelInput, core_state) -> (ModelOutput, core_state)
+
+`inputs` holds [T, B, ...] tensors; T is 1 when acting. Where `inputs.first[t, b]` is set, the state of b is zeroed before
+row t. A model without memory returns `()` from `initial_state` and hands `core_state` back. Set `supports_bfloat16 = True`
+on the class if its weights may be bfloat16 (then convert inputs to the weights' dtype); it is float32 otherwise.
+Subclassing `ActorCritic` and writing `torso` alone is the short way (see `examples/`).
+"""
+
+from __future__ import annotations
+
+import gymnasium
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from beast.data import ModelInput, ModelOutput, Nested
+from beast.distributions import distribution_for
+
+LSTM_SIZE = 256
+
+
+class Head(nn.Linear):
+    """A linear layer that computes in float32 whatever its weights are: logits rounded to bfloat16 are too coarse."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class Memory(nn.Module):
+    """An LSTM whose state is zeroed before each first row. State: (h, c), both [B, size]."""
+
+    def __init__(self, input_size: int, size: int = LSTM_SIZE) -> None:
+        super().__init__()
+        self.size = size
+        self.lstm = nn.LSTM(input_size, size)
+
+    def initial_state(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        zeros = torch.zeros(batch_size, self.size)
+        return zeros, zeros.clone()
+
+    def forward(
+        self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """`[T, B, F]`, `[T, B]` -> `[T, B, size]`. One call of the LSTM for each stretch without a reset."""
+        h, c = (s.to(x.dtype).unsqueeze(0) for s in state)  # [1, B, size]
+        resets = first.any(dim=1).nonzero().flatten().tolist()
+        edges = sorted({0, *resets, len(x)})
+        outputs = []
+        for start, end in zip(edges, edges[1:], strict=False):
+            keep = (~first[start]).to(x.dtype).view(1, -1, 1)
+            output, (h, c) = self.lstm(x[start:end], (h * keep, c * keep))
+            outputs.append(output)
+        return torch.cat(outputs), (h.squeeze(0).float(), c.squeeze(0).float())
+
+
+class ActorCritic(nn.Module):
+    """torso -> (clipped reward, one-hot last action beside it) -> optional LSTM -> policy and value heads.
+
+    Subclasses call `__init__` with the torso's width and define `torso(observation) -> [N, width]`, where every leaf of
+    `observation` is `[N, ...]`, N = T * B.
+    """
+
+    supports_bfloat16 = False
+
+    def __init__(
+        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
+        *, width: int, feed_last_step: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        distribution = distribution_for(action_space)
+        self._action_sizes: list[int] | None = None  # of each one-hot part; None: continuous
+        if isinstance(action_space, gymnasium.spaces.Discrete):
+            self._action_sizes = [int(action_space.n)]
+        elif isinstance(action_space, gymnasium.spaces.MultiDiscrete):
+            self._action_sizes = [int(n) for n in action_space.nvec.reshape(-1)]
+        self._feed_last_step = feed_last_step
+        if feed_last_step:
+            width += 1 + (sum(self._action_sizes) if self._action_sizes else distribution.noise_size)
+        self.memory = Memory(width) if use_lstm else None
+        width = LSTM_SIZE if use_lstm else width
+        self.policy = Head(width, distribution.num_params)
+        self.baseline = Head(width, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: inputs are converted to it."""
+        return self.policy.weight.dtype
+
+    def initial_state(self, batch_size: int) -> tuple[torch.Tensor, ...]:
+        return self.memory.initial_state(batch_size) if self.memory is not None else ()
+
+    def torso(self, observation: Nested) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _encode_action(self, action: torch.Tensor) -> torch.Tensor:
+        """`[T, B]` or `[T, B, N]` to `[T * B, F]`."""
+        if self._action_sizes is None:
+            return action.flatten(0, 1).tanh().to(self.dtype)
+        parts = action.reshape(-1, len(self._action_sizes)).unbind(-1)
+        one_hots = [F.one_hot(part, size) for part, size in zip(parts, self._action_sizes, strict=True)]
+        return torch.cat(one_hots, dim=-1).to(self.dtype)
+
+    def forward(self, inputs: ModelInput, core_state: Nested) -> tuple[ModelOutput, Nested]:
+        rows, batch = inputs.reward.shape
+        x = self.torso(_merge_time(inputs.observation))  # [T * B, width]
+        if self._feed_last_step:
+            reward = inputs.reward.clamp(-1, 1).reshape(-1, 1).to(x.dtype)
+            x = torch.cat([x, reward, self._encode_action(inputs.last_action)], dim=-1)
+        if self.memory is not None:
+            x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state)
+            x = x.flatten(0, 1)
+        policy_logits = self.policy(x).view(rows, batch, -1)
+        value = self.baseline(x).view(rows, batch)
+        return ModelOutput(policy_logits, value), core_state
+
+
+def _merge_time(observation: Nested) -> Nested:
+    """`[T, B, ...]` to `[T * B, ...]` in every leaf."""
+    if isinstance(observation, dict):
+        return {key: _merge_time(value) for key, value in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_merge_time(value) for value in observation)
+    return observation.flatten(0, 1)
+
+
+class ImageInput(nn.Module):
+    """Pixels `[N, C, H, W]` or `[N, H, W, C]`, uint8 (scaled by 1/255) or float, to `[N, C, H, W]` in one dtype."""
+
+    def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
+        super().__init__()
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3):
+            raise ValueError(f"an image model needs a Box observation of rank 2 or 3, got {space}: try --model mlp")
+        shape = space.shape if len(space.shape) == 3 else (1, *space.shape)
+        self._channels_last = shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+        self.shape = (shape[2], shape[0], shape[1]) if self._channels_last else shape  # (C, H, W)
+        self._scale = 1.0 / 255.0 if space.dtype.kind in "ui" else 1.0
+
+    def forward(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if image.ndim == 3:
+            image = image.unsqueeze(1)
+        if self._channels_last:
+            image = image.permute(0, 3, 1, 2)
+        x = image.to(dtype)
+        return x * self._scale if self._scale != 1.0 else x
+
+
+def conv_size(size: int, kernel: int, stride: int) -> int:
+    """Output width of a convolution without padding."""
+    return (size - kernel) // stride + 1
+
+
+def check_image_size(name: str, shape: tuple[int, ...], least: int) -> None:
+    """Raises ValueError if an image is too small for a network's strides."""
+    if min(shape[1:]) < least:
+        raise ValueError(f"{name} needs images of at least {least}x{least}, got {shape[1]}x{shape[2]}: try --model mlp")

@@ -1,0 +1,33 @@
+"""The paper's shallow network (Espeholt et al. 2018, figure 3 left): two convolutions and a fully connected layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.base import ActorCritic, ImageInput, check_image_size, conv_size
+
+
+class Model(ActorCritic):
+    """conv 8x8/4 16, conv 4x4/2 32, FC 256; with the LSTM, clipped reward and last action go in beside the features."""
+
+    supports_bfloat16 = True
+
+    def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
+        super().__init__(observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm)
+        self.image = ImageInput(observation_space)
+        channels, height, width = self.image.shape
+        check_image_size("impala_shallow", self.image.shape, 20)
+        self.conv1 = nn.Conv2d(channels, 16, 8, stride=4)
+        self.conv2 = nn.Conv2d(16, 32, 4, stride=2)
+        height, width = (conv_size(conv_size(s, 8, 4), 4, 2) for s in (height, width))
+        self.fc = nn.Linear(32 * height * width, 256)
+
+    def torso(self, observation: torch.Tensor) -> torch.Tensor:
+        x = self.image(observation, self.dtype)
+        x = F.relu(self.conv1(x))
+        x = F.relu(self.conv2(x))
+        return F.relu(self.fc(x.flatten(1)))

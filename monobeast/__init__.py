@@ -1,0 +1,1 @@
+"""MonoBeast: each actor process steps its environments and runs their policy on the CPU."""

@@ -1,0 +1,1 @@
+"""PolyBeast: environment workers only step; one place batches their forwards dynamically."""
