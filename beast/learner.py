@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from beast.data import Batch, Nested, map_nested, restack
+from beast.data import Batch, Nested, flatten, map_nested, restack
 from beast.distributions import Distribution
 from beast.weights import flatten_parameters
 
@@ -66,6 +66,13 @@ class TFRMSprop(torch.optim.Optimizer):
                 p.sub_(state["momentum_buffer"].mul_(group["momentum"]).add_(step, alpha=group["lr"]))
 
 
+class Staged(NamedTuple):
+    """A batch on the device, and the event after which it is there (None: it is there)."""
+
+    batch: Batch
+    ready: torch.cuda.Event | None
+
+
 class Learner:
     """Weights, optimiser and schedule.
 
@@ -90,6 +97,7 @@ class Learner:
         self._config, self._total_steps = optimiser, total_steps
         self._stacks = map_nested(lambda spec: spec.stack, observation_spec)
         self.device, self.dtype = device, dtype
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.steps = 0
         """Agent steps learned from."""
         self.updates = 0
@@ -119,9 +127,17 @@ class Learner:
         """For the next update: linear from its start to zero at total_steps."""
         return self._config.learning_rate * max(0.0, 1.0 - self.steps / self._total_steps)
 
-    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One update. `batch` comes as the store gave it; returns scalars by name, without waiting for the device."""
-        batch = self._prepare(batch)
+    def stage(self, batch: Batch) -> Staged:
+        """Bring a batch to the device, on a stream of its own, while another one is being learned from."""
+        if self.device.type != "cuda":
+            return Staged(batch, None)
+        with torch.cuda.stream(self._copy_stream):
+            moved = Batch(*(map_nested(lambda x: x.pin_memory().to(self.device, non_blocking=True), f) for f in batch))
+            return Staged(moved, self._copy_stream.record_event())
+
+    def step(self, staged: Staged) -> dict[str, torch.Tensor]:
+        """One update from a batch; returns scalars by name, without waiting for the device."""
+        batch = self._rebuild(staged)
         outputs, _ = self.model(batch.model_input(), batch.core_state)
         total_loss, metrics = self._loss(outputs, batch, self._distribution, self._loss_config)
         self._grad.zero_()
@@ -141,10 +157,14 @@ class Learner:
         self.updates += 1
         return {**metrics, "grad_norm": grad_norm}
 
-    def _prepare(self, batch: Batch) -> Batch:
-        """To the device, and stacks rebuilt from the frames."""
-        if self.device.type != "cpu":
-            batch = Batch(*(map_nested(lambda x: x.to(self.device, non_blocking=True), field) for field in batch))
+    def _rebuild(self, staged: Staged) -> Batch:
+        """The batch as models and losses know it: stacks rebuilt from frames."""
+        batch = staged.batch
+        if staged.ready is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(staged.ready)
+            for tensor in flatten(tuple(batch)):
+                tensor.record_stream(stream)  # the allocator must not reuse it before this stream is done with it
 
         def rebuild(stack: int, value: torch.Tensor) -> torch.Tensor:
             return restack(value, batch.first, stack) if stack > 1 else value

@@ -90,10 +90,16 @@ class Policy:
         self.model = choice.build().to(dtype).eval().requires_grad_(False)
         self.distribution = choice.distribution()
         self.version = -1
-        self.core_state: Nested = self.model.initial_state(num_envs)  # type: ignore[operator]
-        self.last_action = np.zeros((num_envs, *self.distribution.action_spec.shape), self.distribution.action_spec.dtype)
         self._weights = weights
         self._flat = flatten_parameters(self.model)
+        self._num_envs = num_envs
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to the initial recurrent state and no last action."""
+        spec = self.distribution.action_spec
+        self.core_state: Nested = self.model.initial_state(self._num_envs)  # type: ignore[operator]
+        self.last_action = np.zeros((self._num_envs, *spec.shape), spec.dtype)
 
     def refresh(self) -> int:
         """Take the newest weights; returns their version."""

@@ -70,7 +70,6 @@ class Actors:
                 last_action = policy.last_action
                 action, logits = policy.act(env, noise[t])
             with watch.stage("store"):
-                last_action[env.first] = 0
                 writer.write_env(slots, t, env, last_action)
                 writer.write_agent(slots, t, action, logits, version)
             with watch.stage("environment"):

@@ -1,0 +1,163 @@
+"""The three commands: what they take, what they call, how they end."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from beast import checkpoint, run_folder
+from beast.checkpoint import CheckpointError
+from beast.config import Config, ConfigError, LearnerConfig
+from beast.envs import EnvError
+from beast.flags import Parser, preset_help
+from beast.policy import ModelError
+from beast.workers import WorkerError, warm_up
+
+
+_ABOUT = """python run.py [train] [flags]: train a policy, or go on with a run (--resume RUN).
+python run.py evaluate --checkpoint RUN: play full games with it.
+python run.py profile: say where the time goes. Each command has its own --help."""
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run one command. Errors that a user can mend are one line on stderr."""
+    commands = {"train": train, "evaluate": evaluate, "profile": profile}
+    if command not in commands:
+        near = difflib.get_close_matches(command, commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(commands)}"
+        return _fail(f"unknown command {command!r}; {hint}", 2)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that my_package.my_module is found from where one stands
+    try:
+        return commands[command](arguments)
+    except (ConfigError, EnvError, ModelError, CheckpointError) as error:
+        return _fail(str(error), 2)
+    except WorkerError as error:
+        if error.details:
+            print(error.details.rstrip(), file=sys.stderr)
+        return _fail(str(error), 1)
+    except MemoryError as error:
+        return _fail(str(error) or "out of memory", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 1
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"run.py: error: {message}", file=sys.stderr)
+    return status
+
+
+def train(arguments: list[str]) -> int:
+    """Train, or go on with a run."""
+    values = _train_values(arguments)
+    if values.get("num_actor_processes") != 0:
+        warm_up()  # it imports torch on another core while this process does
+    from beast.task import settle
+    from beast.trainer import Trainer
+
+    state, folder = None, None
+    if values.get("resume"):
+        savedir = values.get("savedir", "runs")
+        folder = checkpoint.find_run(values["resume"], savedir)
+        state = checkpoint.load(checkpoint.find(values["resume"], savedir))
+        values = run_folder.flags_to_resume(folder, values)
+    config, task = settle(values)
+    if state is not None and state["learner"]["steps"] >= config.learner.total_steps:
+        print(f"{folder} is finished: {state['learner']['steps']:,} steps. To go on, give a larger --total_steps.")
+        return 0
+    folder = folder or run_folder.create(config)
+    try:
+        trainer = Trainer(config, task, folder, state)
+    except RuntimeError as error:  # torch's: keys or shapes of another network
+        raise CheckpointError(f"{folder}: its checkpoint does not fit --model {config.learner.model}: {_line(error)}") from error
+    trainer.reports.tell(
+        f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
+        f"{config.actors.num_actors} actors in {config.actors.processes} processes, "
+        f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
+    )
+    return trainer.run(_host(config))
+
+
+def _host(config: Config) -> Any:
+    """The beast's wiring, by name: what both beasts share imports neither."""
+    return importlib.import_module(f"{config.learner.trainer}.train").host
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Play episodes with a checkpoint."""
+    parser = Parser(prog="run.py evaluate", description="Play full games with a checkpoint; it holds every setting.")
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="RUN", help="a run folder, a run's name in savedir, latest, or a .pt file")
+    add("--episodes", type=int, default=100, metavar="N", help="full games to play [100]")
+    add("--deterministic", action="store_true", help="take the likeliest action instead of drawing one")
+    add("--seed", type=int, metavar="N", help="of environments and actions [the run's, moved]")
+    add("--video", metavar="DIR", help="also record one episode as DIR/episode.mp4")
+    add("--json", metavar="FILE", help="write all figures to FILE")
+    add("--savedir", default="runs", metavar="DIR", help="where runs are [runs]")
+    values = parser.parse(arguments)
+    if values["episodes"] < 1:
+        parser.error(f"--episodes must be at least 1, got {values['episodes']}")
+    path = checkpoint.find(values["checkpoint"], values["savedir"])
+    from beast.evaluate import from_checkpoint
+
+    video = Path(values["video"]) if values["video"] else None
+    result = from_checkpoint(path, values["episodes"], values["seed"], values["deterministic"], video)
+    print(
+        f"{result['env']} at step {result['step']:,}: mean return {result['mean']:.2f}, median {result['median']:.2f}, "
+        f"standard deviation {result['std']:.2f}, from {result['min']:g} to {result['max']:g} over {result['episodes']} "
+        f"full games ({'deterministic' if result['deterministic'] else 'sampled'} actions)"
+    )
+    print("returns: " + " ".join(f"{value:g}" for value in result["returns"]))
+    if video:
+        print(f"video: {video / 'episode.mp4'}")
+    if values["json"]:
+        try:
+            checkpoint.write_json(Path(values["json"]), result)
+        except OSError as error:
+            raise ConfigError(f"cannot write --json {values['json']}: {error.strerror}") from error
+    return 0
+
+
+def profile(arguments: list[str]) -> int:
+    """Run the real trainer for a while and say where the time goes."""
+    parser = _train_parser("run.py profile", "Train for a while without saving anything, and say where the time goes.", arguments)
+    parser.add_argument("--seconds", type=float, default=30.0, metavar="X", help="to measure, after the warm-up [30]")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
+    values = parser.parse(arguments)
+    seconds, file = values.pop("seconds"), values.pop("json")
+    warm_up()
+    from beast.profile import measure, show
+    from beast.task import settle
+
+    config, task = settle(values)
+    figures = measure(config, task, _host(config), seconds)
+    show(figures)
+    if file:
+        checkpoint.write_json(Path(file), figures)
+    return 0
+
+
+def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
+    """With the flags of the algorithm that `--algorithm` names."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--algorithm", default=LearnerConfig.algorithm)
+    algorithm = first.parse_known_args(arguments)[0].algorithm
+    parser = Parser(prog=prog, description=description, epilog=preset_help())
+    for group in Config.groups(algorithm).values():
+        parser.add_dataclass(group)
+    return parser
+
+
+def _train_values(arguments: list[str]) -> dict[str, Any]:
+    return _train_parser("run.py", _ABOUT, arguments).parse(arguments)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,284 @@
+"""A run's settings: frozen groups of flags, checked where they are made. The docstring under a field is its help.
+
+The loss's settings live with the loss (`beast/algorithms/impala.py`), the optimiser's with the learner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from beast.envs import EnvChoice
+from beast.learner import OptimiserConfig
+from beast.system import usable_cores
+
+
+class ConfigError(ValueError):
+    """A setting is wrong. The message is one line: what is wrong, what is allowed."""
+
+
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
+
+
+def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
+    if getattr(config, name) not in allowed:
+        raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """Environment"""
+
+    env: str = "PongNoFrameskip-v4"
+    """an Atari or any Gymnasium id, or my_package.my_module:make_env"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """JSON object handed to the environment, e.g. '{"rows": 8}'"""
+    full_action_set: bool = False
+    """Atari: all 18 actions instead of the game's own"""
+
+    @property
+    def choice(self) -> EnvChoice:
+        return EnvChoice(self.env, self.env_kwargs, self.full_action_set)
+
+
+@dataclass(frozen=True)
+class ActorsConfig:
+    """Actors"""
+
+    num_actors: int = 48
+    """environments that act at the same time, each with an unroll of its own"""
+    num_actor_processes: int | None = None
+    """processes that host them (default: one a core, at most num_actors); 0: serial mode, one process, reproducible"""
+    unroll_length: int = 20
+    """steps of an unroll (T)"""
+    num_buffers: int | None = None
+    """unrolls in shared memory (default: 2 * num_actors + batch_size)"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_actors", "unroll_length", "num_buffers")
+        _at_least(self, 0, "num_actor_processes")
+        if (self.num_actor_processes or 0) > self.num_actors:
+            raise ConfigError(
+                f"--num_actor_processes ({self.num_actor_processes}) must not exceed --num_actors ({self.num_actors})"
+            )
+
+    @property
+    def serial(self) -> bool:
+        return self.num_actor_processes == 0
+
+    @property
+    def processes(self) -> int:
+        """Processes that host the actors, at least one (in serial mode: this one)."""
+        return max(1, min(self.num_actors, usable_cores() if self.num_actor_processes is None else self.num_actor_processes))
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Learner"""
+
+    trainer: str = "monobeast"
+    """monobeast: actors run their own forwards"""
+    algorithm: str = "impala"
+    """a file of beast/algorithms, or my_package.my_module with Config and loss"""
+    model: str | None = None
+    """a file of models/ (atari_shallow, impala_shallow, impala_resnet, mlp), or my_package.my_module with a class Model
+    (default: by the observation space)"""
+    use_lstm: bool = False
+    """an LSTM after the features"""
+    total_steps: int = 50_000_000
+    """agent steps to learn from; the learning rate falls to 0 there"""
+    batch_size: int = 32
+    """unrolls a batch (B)"""
+    num_learner_threads: int = 2
+    """one assembles the next batch while another learns"""
+    device: str = "auto"
+    """of the learner: auto, cpu, cuda, cuda:1, ..."""
+    precision: str = "auto"
+    """what models compute in: float32, bfloat16, or auto (bfloat16 where model and hardware are made for it); the
+    optimiser's weights are float32 always"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "total_steps", "batch_size", "num_learner_threads")
+        _one_of(self, "trainer", ("monobeast",))
+        _one_of(self, "precision", ("auto", "float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Run"""
+
+    preset: str = "auto"
+    """defaults for a kind of task: atari, classic, minigrid, dmlab; auto: by the environment"""
+    savedir: str = "runs"
+    """folder of run folders; `latest` in it points to the newest"""
+    xpid: str | None = None
+    """name of the run (default: environment and time)"""
+    resume: str | None = None
+    """a run folder, or a run's name in savedir, to go on with; its own flags hold but for those given here"""
+    seed: int = 1
+    """of weights, environments and actions"""
+    disable_checkpoint: bool = False
+    """save nothing but logs"""
+    checkpoint_every: float = 10.0
+    """minutes between checkpoints; one is made at the end in any case"""
+    keep_checkpoints: int = 3
+    """newest checkpoints kept; 0: all"""
+    eval_every: int = 0
+    """agent steps between evaluations in a process of their own; 0: none"""
+    eval_episodes: int = 10
+    """episodes of each such evaluation"""
+    report_every: float = 5.0
+    """seconds between rows of logs.csv"""
+    max_restarts: int = 5
+    """of one actor process within 10 minutes before the run gives up"""
+    actor_timeout: float = 300.0
+    """seconds without a step after which an actor process counts as hung and is replaced"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
+        _at_least(self, 1, "eval_episodes")
+        for name in ("checkpoint_every", "report_every", "actor_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
+        _one_of(self, "preset", ("auto", *PRESETS))
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's settings for Atari are the defaults.
+    "atari": {},
+    # Low-dimensional observations, dense or small rewards: CartPole, Acrobot, LunarLander, Pendulum.
+    "classic": {
+        "num_actors": 16,
+        "total_steps": 1_000_000,
+        "learning_rate": 2e-3,
+        "reward_clipping": "none",
+        "entropy_cost": 0.01,
+        "epsilon": 0.01,
+        "checkpoint_every": 1.0,
+    },
+    # Small grids with a sparse reward at the end.
+    "minigrid": {
+        "num_actors": 32,
+        "total_steps": 10_000_000,
+        "learning_rate": 1e-3,
+        "reward_clipping": "none",
+        "entropy_cost": 0.005,
+        "use_lstm": True,
+    },
+    # First-person 3-D tasks, the paper's appendix D: one point inside the ranges that it searched.
+    "dmlab": {
+        "model": "impala_resnet",
+        "use_lstm": True,
+        "unroll_length": 100,
+        "total_steps": 250_000_000,
+        "learning_rate": 2e-4,
+        "entropy_cost": 3e-3,
+        "epsilon": 1e-3,
+        "grad_norm_clipping": 0.0,
+        "reward_clipping": "soft_asymmetric",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. `flat()` and `from_flat` are how it is written down and read back."""
+
+    environment: EnvironmentConfig
+    actors: ActorsConfig
+    learner: LearnerConfig
+    loss: Any
+    """the algorithm's own Config"""
+    optimiser: OptimiserConfig
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        if self.num_buffers < self.least_buffers:
+            raise ConfigError(
+                f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}) + batch_size "
+                f"({self.learner.batch_size}) = {self.least_buffers} are needed; leave it out to have it chosen"
+            )
+
+    @property
+    def least_buffers(self) -> int:
+        """Fewer could leave actors and learner waiting for each other."""
+        return self.actors.num_actors + self.learner.batch_size
+
+    @property
+    def num_buffers(self) -> int:
+        """Slots of the unroll store: actors write one set while the one before it is learned."""
+        return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
+
+    @classmethod
+    def groups(cls, algorithm: str) -> dict[str, type]:
+        """The group classes by name, the loss's taken from its algorithm.
+
+        Raises:
+            ConfigError: if there is no such algorithm.
+        """
+        return {
+            "environment": EnvironmentConfig,
+            "actors": ActorsConfig,
+            "learner": LearnerConfig,
+            "loss": algorithm_module(algorithm).Config,
+            "optimiser": OptimiserConfig,
+            "run": RunConfig,
+        }
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any]) -> Config:
+        """From flag values; those left out take their defaults.
+
+        Raises:
+            ConfigError: naming the wrong setting.
+        """
+        groups = {}
+        left = dict(values)
+        for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm)).items():
+            own = {f.name: left.pop(f.name) for f in dataclasses.fields(group) if f.name in left}
+            try:
+                groups[name] = group(**own)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if left:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(left))}")
+        return cls(**groups)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its flag's name; JSON can hold it."""
+        return {
+            f.name: getattr(group, f.name)
+            for group in (getattr(self, g.name) for g in dataclasses.fields(self))
+            for f in dataclasses.fields(group)
+        }
+
+    def replace(self, **values: Any) -> Config:
+        """The same with other values, by flag name."""
+        return Config.from_flat(self.flat() | values)
+
+
+def algorithm_module(name: str) -> Any:
+    """The module of an algorithm: it defines `Config` and `loss` (see `beast/algorithms/__init__.py`).
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    path = name if "." in name else f"beast.algorithms.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise
+        raise ConfigError(
+            f"no algorithm {name!r}: use a file of beast/algorithms (impala) or a module of your own that can be imported"
+        ) from error
+    for needed in ("Config", "loss"):
+        if not hasattr(module, needed):
+            raise ConfigError(f"--algorithm {name}: the module defines no {needed} (see beast/algorithms/impala.py)")
+    return module

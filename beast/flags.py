@@ -1,0 +1,147 @@
+"""Flags from dataclasses: one argument a field, one group a class, the docstring under a field as its help."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import json
+import sys
+import textwrap
+import types
+import typing
+from typing import Any, NoReturn
+
+from beast.config import PRESETS
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, `--some-flag` for `--some_flag`, and the nearest flag for a typo."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **settings)
+
+    def parse(self, arguments: list[str]) -> dict[str, Any]:
+        """Values of the flags that were given, and no others. Exits with status 2 on bad ones."""
+        arguments = [_with_underscores(argument) for argument in arguments]
+        values, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            wrong = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(wrong, flags, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near and wrong.startswith("-") else "see --help"
+            self.error(f"unknown argument {wrong}; {hint}")
+        return vars(values)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def add_dataclass(self, group: type) -> None:
+        """One flag for each field."""
+        section = self.add_argument_group((group.__doc__ or group.__name__).splitlines()[0])
+        hints, helps = typing.get_type_hints(group), field_docs(group)
+        for field in dataclasses.fields(group):
+            settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+            text = helps.get(field.name, "")
+            default = field.default if field.default is not dataclasses.MISSING else None
+            if hints[field.name] is bool:
+                settings["action"] = _OnOff
+            else:
+                settings["type"], settings["metavar"] = _parser_of(hints[field.name])
+                if default not in (None, ""):
+                    text += f" [{default:,}]" if type(default) is int and default > 9999 else f" [{default}]"
+            section.add_argument(f"--{field.name}", help=text.replace("%", "%%"), **settings)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+class _OnOff(argparse.Action):
+    """`--flag`, `--no_flag`, `--flag=false`."""
+
+    def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
+        no = [flag.replace("--", "--no_", 1) for flag in option_strings]
+        super().__init__([*option_strings, *no], dest, nargs="?", metavar="true|false", **settings)
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        words = {None: True, "true": True, "1": True, "false": False, "0": False}
+        key = value.lower() if value is not None else None
+        if key not in words:
+            parser.error(f"{option_string} takes true or false, got {value!r}")
+        setattr(namespace, self.dest, words[key] != (option_string or "").startswith("--no_"))
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _parser_of(hint: Any) -> tuple[Any, str]:
+    """The function that reads a value of a type, and its name in the help."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if hint is int:
+        return _whole, "N"
+    if hint is float:
+        return float, "X"
+    if typing.get_origin(hint) is dict:
+        return _json_object, "JSON"
+    return str, "NAME"
+
+
+def _whole(text: str) -> int:
+    """50_000_000, 50000000 and 5e7 are the same."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if number != int(number):
+            raise ValueError(text) from None
+        return int(number)
+
+
+_whole.__name__ = "whole number"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
+_json_object.__name__ = "JSON object"
+
+
+def field_docs(group: type) -> dict[str, str]:
+    """The docstring under each field of a class, inherited ones included."""
+    docs: dict[str, str] = {}
+    for base in reversed(group.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs |= _own_field_docs(base)
+    return docs
+
+
+def _own_field_docs(group: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body  # type: ignore[attr-defined]
+    docs = {}
+    for statement, after in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            docs[statement.target.id] = " ".join(str(after.value.value).split())  # type: ignore[union-attr]
+    return docs
+
+
+def preset_help() -> str:
+    """What each preset sets, for the end of the help."""
+    lines = ["presets (flags given by hand win):"]
+    for name, values in PRESETS.items():
+        text = "  ".join(f"{key}={value}" for key, value in values.items()) or "the defaults, which are the paper's"
+        lines += textwrap.wrap(text, 100, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+    return "\n".join(lines)

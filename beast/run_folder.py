@@ -1,0 +1,108 @@
+"""The folder of a run: its name, what is written at its start, and how a run is taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from beast import checkpoint, system
+from beast.checkpoint import CheckpointError
+from beast.config import Config, ConfigError
+
+# Another value of one of these is another network or another task: no checkpoint can follow.
+_FIXED = ("env", "env_kwargs", "full_action_set", "model", "use_lstm", "algorithm")
+
+
+def create(config: Config) -> Path:
+    """Make the folder of a new run and write `config.json`.
+
+    Raises:
+        ConfigError: if it cannot be made, or is there already.
+    """
+    name = config.run.xpid or f"{_plain(config.environment.env)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(config.run.savedir) / name
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} holds a run already: go on with it (--resume {name}) or choose another --xpid")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, config)
+        _point_latest_to(folder)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --savedir") from error
+    return folder
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Everything needed to repeat the run; nothing of the environment's variables."""
+    checkpoint.write_json(
+        folder / "config.json",
+        {
+            "flags": config.flat() | {"resume": None},
+            "versions": {name: _version(name) for name in ("beast", "torch", "numpy", "gymnasium", "ale-py")},
+            "git_commit": _git_commit(),
+            "machine": system.machine(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The flags of a run.
+
+    Raises:
+        CheckpointError: if `config.json` is damaged.
+    """
+    try:
+        flags: dict[str, Any] = json.loads((folder / "config.json").read_text())["flags"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}/config.json is damaged: {error}") from error
+    return flags
+
+
+def flags_to_resume(run: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The run's own flags, but for those given now.
+
+    Raises:
+        ConfigError: if one given now belongs to another network or task.
+    """
+    flags = read_config(run)
+    for name in _FIXED:
+        if name in given and given[name] != flags.get(name):
+            raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
+    return flags | given
+
+
+def _point_latest_to(folder: Path) -> None:
+    latest, temporary = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.name)
+        os.replace(temporary, latest)
+
+
+def _plain(env: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in env)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _git_commit() -> str:
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()

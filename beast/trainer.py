@@ -1,0 +1,332 @@
+"""The loop that both beasts call: batches in, updates out, and everything that surrounds it in a run's life."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from beast import checkpoint
+from beast.config import Config, algorithm_module
+from beast.data import Array
+from beast.evaluate import Evaluator
+from beast.learner import Learner
+from beast.reports import Reports
+from beast.system import keep_freed_memory, usable_cores
+from beast.task import Task
+from beast.unrolls import UnrollStore, UnrollWriter, WorkerPort
+from beast.weights import Weights
+from beast.workers import Board, Worker, WorkerError, Workers
+
+STOP_DEADLINE = 5.0  # seconds that workers have to leave
+DOUBLE_SIGNAL = 0.5  # seconds within which a second signal is the same one
+
+
+class SerialActors(Protocol):
+    """All actors in this process (serial mode)."""
+
+    def unroll(self, slots: Array) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Trainer:
+    """One run: learner, store, weights, workers, reports, checkpoints.
+
+    Args:
+        config, task: as `settle` made them.
+        folder: of the run; None writes nothing (profile, tests).
+        state: a checkpoint to go on from.
+        live: see `Reports`.
+    """
+
+    def __init__(
+        self, config: Config, task: Task, folder: Path | None, state: dict[str, Any] | None = None,
+        live: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.task, self.folder = config, task, folder
+        self.resumes = int(state["resumes"]) + 1 if state else 0
+        keep_freed_memory()
+        torch.manual_seed(config.run.seed)
+        torch.set_num_threads(self._compute_threads())
+
+        model = task.model.build()
+        spec = task.model.unroll_spec(model, task.observation, task.metric_names)
+        algorithm = algorithm_module(config.learner.algorithm)
+        self.learner = Learner(
+            model, task.model.distribution(), algorithm.loss, config.loss, config.optimiser,
+            task.observation, config.learner.total_steps, task.device, task.dtype,
+        )  # fmt: skip
+        if state:
+            self.learner.load_state_dict(state["learner"])
+            torch.set_rng_state(state["torch_rng"])
+        self.reports = Reports(
+            folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
+            start_step=self.learner.steps, live=live, title=f"{config.environment.env}  {config.learner.model}",
+        )  # fmt: skip
+        if state:
+            self.reports.load_state_dict(state["reports"])
+        self.weights = Weights(self.learner.flat.numel(), task.dtype)
+        self.weights.publish(self.learner.flat, self.learner.updates)
+        self.store = UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
+        self.board = Board(config.actors.processes + 1)  # the last place is the evaluator's
+        self.workers = Workers(self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell)
+        self.seconds = dict.fromkeys(("wait", "batch", "learn", "publish"), 0.0)
+        """The learner threads' time by stage since the start."""
+
+        self.last_report: dict[str, float] = {}
+
+        self._serial: tuple[SerialActors, WorkerPort] | None = None
+        self._evaluator: Evaluator | None = None
+        self._learn_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._signal: int | None = None
+        self._asked_to_stop = False
+
+    def _compute_threads(self) -> int:
+        """On a CPU the learner needs about half of the machine; on two cores that is one, more only fight the actors."""
+        if self.config.actors.serial or self.task.device.type != "cpu":
+            return 1
+        return max(1, usable_cores() // 2)
+
+    # -- who fills the store --------------------------------------------------------------------------------------------
+
+    def add_worker(
+        self, name: str, target: Callable[..., None], group: int, make_arguments: Callable[[WorkerPort, int], tuple[Any, ...]]
+    ) -> None:
+        """Start a process that writes `group` unrolls at a time.
+
+        Args:
+            make_arguments: from its port and its incarnation to the target's arguments after its Context.
+        """
+        index = len(self.workers.workers)
+
+        def arguments(restarts: int) -> tuple[Any, ...]:
+            return make_arguments(self.store.attach(index, group), self.incarnation(restarts))
+
+        def on_exit() -> str:
+            return f"{self.store.detach(index)} unfinished unrolls discarded"
+
+        self.workers.add(Worker(name, index, target, arguments, on_exit))
+
+    def incarnation(self, restarts: int = 0) -> int:
+        """Distinct for each life of a process over all resumes: random streams start afresh in each."""
+        return self.resumes * 1_000_000 + restarts
+
+    def set_serial(self, make: Callable[[UnrollWriter], SerialActors]) -> None:
+        """Serial mode: all actors in this process, between updates."""
+        port = self.store.attach(0, self.config.actors.num_actors)
+        self._serial = make(port.writer), port
+
+    # -- the run ----------------------------------------------------------------------------------------------------------
+
+    def run(self, host: Callable[[Trainer], None]) -> int:
+        """Train to the end, to a signal, or to a failure.
+
+        Args:
+            host: adds the workers, or the serial actors.
+
+        Returns:
+            The process's exit status.
+
+        Raises:
+            WorkerError, OSError, ...: what made the run fail, after a checkpoint was saved.
+        """
+        with self._signals():
+            try:
+                if self.config.run.eval_every:
+                    self._evaluator = Evaluator(self.task, self.config, self.weights, self.learner.steps)
+                host(self)
+                if self._evaluator:
+                    self._evaluator.start(self.workers, index=self.config.actors.processes)
+                self._loop()
+            except BaseException as error:
+                self._failure = self._failure or error
+            finally:
+                self._shut_down()
+        if self._failure is not None:
+            raise self._failure
+        return 128 + self._signal if self._signal else 0
+
+    def _loop(self) -> None:
+        threads = []
+        if self._serial is None:
+            threads = [
+                threading.Thread(target=self._learner_thread, name=f"learner-{i}", daemon=True)
+                for i in range(self.config.learner.num_learner_threads)
+            ]
+        for thread in threads:
+            thread.start()
+        run = self.config.run
+        next_report = time.monotonic() + run.report_every
+        next_checkpoint = time.monotonic() + 60 * run.checkpoint_every
+        try:
+            while not self._finished():
+                if self._serial is not None:
+                    self._serial_round()
+                else:
+                    self._wake.wait(0.1)
+                self.workers.check()
+                if self._evaluator and self._evaluator.due(self.learner.steps):
+                    self._evaluator.request(self.learner.steps)
+                now = time.monotonic()
+                if now >= next_report:
+                    self.report()
+                    next_report = now + run.report_every
+                if now >= next_checkpoint:
+                    self.save()
+                    next_checkpoint = now + 60 * run.checkpoint_every
+        finally:
+            self._stopping = True
+            for thread in threads:
+                thread.join(60.0)
+
+    def _finished(self) -> bool:
+        if self._failure is not None:
+            raise self._failure
+        return self._asked_to_stop or self.learner.steps >= self.config.learner.total_steps
+
+    def _learner_thread(self) -> None:
+        try:
+            while not self._stopping and self.learner.steps < self.config.learner.total_steps:
+                self.learn_once(timeout=0.2)
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._wake.set()
+
+    def learn_once(self, timeout: float) -> bool:
+        """Wait for a batch, learn from it, publish; False if none came in time. Safe from several threads."""
+        start = time.perf_counter()
+        slots = self.store.next_slots(self.config.learner.batch_size, timeout)
+        waited = time.perf_counter()
+        self.seconds["wait"] += waited - start
+        if slots is None:
+            return False
+        batch, episodes = self.store.read(slots)
+        versions = batch.policy_version
+        staged = self.learner.stage(batch)
+        self.seconds["batch"] += time.perf_counter() - waited
+        with self._learn_lock:
+            if self._stopping:
+                return False
+            start = time.perf_counter()
+            lags = self.learner.updates - versions
+            metrics = self.learner.step(staged)
+            learned = time.perf_counter()
+            self.weights.publish(self.learner.flat, self.learner.updates)
+            self.seconds["learn"] += learned - start
+            self.seconds["publish"] += time.perf_counter() - learned
+            self.reports.add_update(metrics, lags)
+            self.reports.add_episodes(episodes)
+        return True
+
+    def _serial_round(self) -> None:
+        assert self._serial is not None
+        actors, port = self._serial
+        slots = port.acquire(timeout=0.0)
+        assert slots is not None, "the store has room for one unroll an actor beside a batch"
+        actors.unroll(slots)
+        port.commit(slots)
+        while not self._finished() and self.learn_once(timeout=0.0):
+            pass
+
+    def stop(self) -> None:
+        """End the run soon, and cleanly."""
+        self._asked_to_stop = True
+        self.board.stop()
+        self._wake.set()
+
+    @property
+    def failed(self) -> bool:
+        return self._failure is not None
+
+    # -- reports and checkpoints --------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, float]:
+        """One row of the logs."""
+        extra = {"restarts": float(self.workers.restarts), **(self._evaluator.results() if self._evaluator else {})}
+        with self._learn_lock:
+            step, updates, learning_rate = self.learner.steps, self.learner.updates, self.learner.learning_rate
+        self.last_report = self.reports.report(
+            step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
+        )
+        return self.last_report
+
+    def save(self) -> Path | None:
+        """Write a checkpoint; a failure is told, and training goes on."""
+        if self.folder is None or self.config.run.disable_checkpoint:
+            return None
+        with self._learn_lock:
+            state = {
+                "config": self.config.flat(),
+                "learner": self.learner.state_dict(),
+                "reports": self.reports.state_dict(),
+                "torch_rng": torch.get_rng_state(),
+                "resumes": self.resumes,
+            }
+        try:
+            return checkpoint.save(self.folder, state, self.learner.steps, self.config.run.keep_checkpoints)
+        except OSError as error:
+            self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
+            return None
+
+    # -- the end ------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """First SIGINT or SIGTERM: finish cleanly. Second SIGINT: at once."""
+        first_at = 0.0
+
+        def handle(number: int, _: Any) -> None:
+            nonlocal first_at
+            now = time.monotonic()
+            if self._signal is None:
+                first_at = now
+            elif now - first_at < DOUBLE_SIGNAL:
+                return  # one Ctrl-C, delivered to the process and to its group
+            elif number == signal.SIGINT:
+                self.workers.kill()
+                os._exit(128 + number)
+            self._signal = number
+            self.stop()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _shut_down(self) -> None:
+        """Actors, evaluator, learner threads, checkpoint, reports; nothing is left behind."""
+        self._stopping = True
+        self.workers.stop(STOP_DEADLINE)
+        if self._serial is not None:
+            self._serial[0].close()
+        path = None
+        if self.learner.updates:
+            self.report()
+            path = self.save()
+        self.store.close()
+        step, total = self.learner.steps, self.config.learner.total_steps
+        if self.folder is not None:
+            how = "finished" if step >= total else "failed" if self._failure else "stopped"
+            self.reports.tell(f"{how} at step {step:,} of {total:,}; " + (f"saved {path}" if path else "nothing saved"))
+            if path and step < total:
+                self.reports.tell(f"go on with: python run.py --resume {self.folder}")
+        self.reports.close()
+
+
+__all__ = ["SerialActors", "Trainer", "WorkerError"]
