@@ -18,7 +18,6 @@ from beast.flags import Parser, preset_help
 from beast.policy import ModelError
 from beast.workers import WorkerError, warm_up
 
-
 _ABOUT = """python run.py [train] [flags]: train a policy, or go on with a run (--resume RUN).
 python run.py evaluate --checkpoint RUN: play full games with it.
 python run.py profile: say where the time goes. Each command has its own --help."""
@@ -76,7 +75,9 @@ def train(arguments: list[str]) -> int:
     try:
         trainer = Trainer(config, task, folder, state)
     except RuntimeError as error:  # torch's: keys or shapes of another network
-        raise CheckpointError(f"{folder}: its checkpoint does not fit --model {config.learner.model}: {_line(error)}") from error
+        raise CheckpointError(
+            f"{folder}: its checkpoint does not fit --model {config.learner.model}: {_line(error)}"
+        ) from error
     trainer.reports.tell(
         f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
         f"{config.actors.num_actors} actors in {config.actors.processes} processes, "
@@ -94,7 +95,12 @@ def evaluate(arguments: list[str]) -> int:
     """Play episodes with a checkpoint."""
     parser = Parser(prog="run.py evaluate", description="Play full games with a checkpoint; it holds every setting.")
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="RUN", help="a run folder, a run's name in savedir, latest, or a .pt file")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="RUN",
+        help="a run folder, a run's name in savedir, latest, or a .pt file",
+    )
     add("--episodes", type=int, default=100, metavar="N", help="full games to play [100]")
     add("--deterministic", action="store_true", help="take the likeliest action instead of drawing one")
     add("--seed", type=int, metavar="N", help="of environments and actions [the run's, moved]")
@@ -127,7 +133,9 @@ def evaluate(arguments: list[str]) -> int:
 
 def profile(arguments: list[str]) -> int:
     """Run the real trainer for a while and say where the time goes."""
-    parser = _train_parser("run.py profile", "Train for a while without saving anything, and say where the time goes.", arguments)
+    parser = _train_parser(
+        "run.py profile", "Train for a while without saving anything, and say where the time goes.", arguments
+    )
     parser.add_argument("--seconds", type=float, default=30.0, metavar="X", help="to measure, after the warm-up [30]")
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
     values = parser.parse(arguments)

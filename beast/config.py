@@ -75,7 +75,9 @@ class ActorsConfig:
     @property
     def processes(self) -> int:
         """Processes that host the actors, at least one (in serial mode: this one)."""
-        return max(1, min(self.num_actors, usable_cores() if self.num_actor_processes is None else self.num_actor_processes))
+        return max(
+            1, min(self.num_actors, usable_cores() if self.num_actor_processes is None else self.num_actor_processes)
+        )
 
 
 @dataclass(frozen=True)

@@ -100,16 +100,16 @@ class MultiCategorical(Distribution):
         return self.mode(params + noise)
 
     def mode(self, params: torch.Tensor) -> torch.Tensor:
-        return torch.stack([part.argmax(-1) for part in params.split(self._sizes, dim=-1)], dim=-1)
+        return torch.stack([part.argmax(-1) for part in torch.split(params, self._sizes, dim=-1)], dim=-1)
 
     def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        logits = params.split(self._sizes, dim=-1)
+        logits = torch.split(params, self._sizes, dim=-1)
         return torch.stack(
             [part.log_prob(p, a) for part, p, a in zip(self._parts, logits, action.unbind(-1), strict=True)]
         ).sum(0)
 
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
-        logits = params.split(self._sizes, dim=-1)
+        logits = torch.split(params, self._sizes, dim=-1)
         return torch.stack([part.entropy(p) for part, p in zip(self._parts, logits, strict=True)]).sum(0)
 
     def to_env(self, actions: Array) -> Array:
@@ -128,8 +128,8 @@ class SquashedGaussian(Distribution):
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(f"a Box action space needs finite bounds, this one is {space}: wrap it in RescaleAction")
         self._shape, self._dtype = space.shape, space.dtype
-        self._centre = ((space.high + space.low) / 2).reshape(-1).astype(np.float32)
-        self._half = ((space.high - space.low) / 2).reshape(-1).astype(np.float32)
+        # In float64: narrow integers would overflow, and rounding must not lead out of the bounds.
+        self._low, self._high = (bound.reshape(-1).astype(np.float64) for bound in (space.low, space.high))
         size = int(np.prod(space.shape))
         self.num_params, self.noise_size = 2 * size, size
         self.action_spec = ArraySpec((size,), np.dtype(np.float32))
@@ -159,8 +159,8 @@ class SquashedGaussian(Distribution):
         return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def to_env(self, actions: Array) -> Array:
-        squashed = self._centre + self._half * np.tanh(actions)
-        return squashed.reshape(-1, *self._shape).astype(self._dtype)
+        squashed = self._low + (self._high - self._low) * (0.5 + 0.5 * np.tanh(actions))
+        return squashed.clip(self._low, self._high).reshape(-1, *self._shape).astype(self._dtype)
 
 
 def distribution_for(space: gymnasium.Space) -> Distribution:  # type: ignore[type-arg]

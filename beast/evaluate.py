@@ -139,7 +139,14 @@ def _one(observation: Any, reward: float, first: bool) -> EnvOutput:
     no = np.zeros(1, bool)
     batched = map_nested(lambda x: np.asarray(x)[None], observation)
     return EnvOutput(
-        batched, np.array([reward], np.float32), no, no, np.array([first]), nothing, nothing, np.zeros((1, 0), np.float32)
+        batched,
+        np.array([reward], np.float32),
+        no,
+        no,
+        np.array([first]),
+        nothing,
+        nothing,
+        np.zeros((1, 0), np.float32),
     )
 
 
@@ -205,4 +212,3 @@ def _evaluator(
         returns, _ = play(task, policy, episodes, seed_for(seed, "evaluation", step), False, alive)
         if alive():
             outbox.send((step, returns))
-

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import sys
 import textwrap
@@ -132,8 +133,12 @@ def field_docs(group: type) -> dict[str, str]:
 def _own_field_docs(group: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body  # type: ignore[attr-defined]
     docs = {}
-    for statement, after in zip(body, body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+    for statement, after in itertools.pairwise(body):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
             docs[statement.target.id] = " ".join(str(after.value.value).split())  # type: ignore[union-attr]
     return docs
 

@@ -97,7 +97,7 @@ class Learner:
         self._config, self._total_steps = optimiser, total_steps
         self._stacks = map_nested(lambda spec: spec.stack, observation_spec)
         self.device, self.dtype = device, dtype
-        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.steps = 0
         """Agent steps learned from."""
         self.updates = 0
@@ -129,7 +129,7 @@ class Learner:
 
     def stage(self, batch: Batch) -> Staged:
         """Bring a batch to the device, on a stream of its own, while another one is being learned from."""
-        if self.device.type != "cuda":
+        if self._copy_stream is None:
             return Staged(batch, None)
         with torch.cuda.stream(self._copy_stream):
             moved = Batch(*(map_nested(lambda x: x.pin_memory().to(self.device, non_blocking=True), f) for f in batch))

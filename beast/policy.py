@@ -126,10 +126,8 @@ class Policy:
         )
         output, self.core_state = self.model(inputs, self.core_state)
         logits = output.policy_logits.squeeze(0)
-        if noise is None:
-            action = self.distribution.mode(logits)
-        else:
-            action = self.distribution.sample(logits, torch.from_numpy(noise))
+        draw = self.distribution
+        action = draw.mode(logits) if noise is None else draw.sample(logits, torch.from_numpy(noise))
         self.last_action = action.numpy()
         return self.last_action, logits.numpy()
 

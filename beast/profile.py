@@ -1,6 +1,6 @@
 """Where the time goes: the real trainer for a while, then each of its parts alone, and how far the whole is from the bound.
 
-    bound = cores / (environment + inference + learner time per agent step, each measured alone on one core)
+bound = cores / (environment + inference + learner time per agent step, each measured alone on one core)
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _snapshot(trainer: Trainer) -> dict[str, Any]:
         "cpu_workers": sum(cpu(child) for child in children),
         "switches": sum(sum(child.num_ctx_switches()) for child in (own, *children)),
         "pss_mb": sum(child.memory_full_info().pss for child in (own, *children)) / 1e6,
-        "lag": {which: trainer.last_report.get(f"policy_lag_{which}", 0.0) for which in ("mean", "max")},
+        "lag": trainer.reports.lag(),
     }
 
 

@@ -86,4 +86,6 @@ def _anonymous_file(size: int) -> int:
             os.posix_fallocate(fd, 0, size)  # a lack of memory shows here, not as a SIGBUS later
         return fd
     except OSError as error:
-        raise MemoryError(f"no shared memory of {size / 1e6:.0f} MB to be had ({error}): lower --num_buffers") from error
+        raise MemoryError(
+            f"no shared memory of {size / 1e6:.0f} MB to be had ({error}): lower --num_buffers"
+        ) from error

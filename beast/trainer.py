@@ -80,8 +80,6 @@ class Trainer:
         self.seconds = dict.fromkeys(("wait", "batch", "learn", "publish"), 0.0)
         """The learner threads' time by stage since the start."""
 
-        self.last_report: dict[str, float] = {}
-
         self._serial: tuple[SerialActors, WorkerPort] | None = None
         self._evaluator: Evaluator | None = None
         self._learn_lock = threading.Lock()
@@ -100,7 +98,11 @@ class Trainer:
     # -- who fills the store --------------------------------------------------------------------------------------------
 
     def add_worker(
-        self, name: str, target: Callable[..., None], group: int, make_arguments: Callable[[WorkerPort, int], tuple[Any, ...]]
+        self,
+        name: str,
+        target: Callable[..., None],
+        group: int,
+        make_arguments: Callable[[WorkerPort, int], tuple[Any, ...]],
     ) -> None:
         """Start a process that writes `group` unrolls at a time.
 
@@ -256,10 +258,9 @@ class Trainer:
         extra = {"restarts": float(self.workers.restarts), **(self._evaluator.results() if self._evaluator else {})}
         with self._learn_lock:
             step, updates, learning_rate = self.learner.steps, self.learner.updates, self.learner.learning_rate
-        self.last_report = self.reports.report(
+        return self.reports.report(
             step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
         )
-        return self.last_report
 
     def save(self) -> Path | None:
         """Write a checkpoint; a failure is told, and training goes on."""

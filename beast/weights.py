@@ -28,11 +28,13 @@ class Weights:
     def __init__(self, size: int, dtype: torch.dtype) -> None:
         self._dtype = dtype
         bits = np.dtype(np.uint16 if dtype == torch.bfloat16 else np.uint32)  # NumPy knows no bfloat16
-        self._shared = SharedArrays({
-            "copies": ArraySpec((2, size), bits),
-            "begun": ArraySpec((1,), np.dtype(np.int64)),
-            "announced": ArraySpec((1,), np.dtype(np.int64)),
-        })
+        self._shared = SharedArrays(
+            {
+                "copies": ArraySpec((2, size), bits),
+                "begun": ArraySpec((1,), np.dtype(np.int64)),
+                "announced": ArraySpec((1,), np.dtype(np.int64)),
+            }
+        )
         self._shared.arrays["announced"][0] = -1
         self._view()
 

@@ -47,12 +47,14 @@ class Board:
     STAGES = ("environment", "inference", "store", "wait")
 
     def __init__(self, num_workers: int) -> None:
-        self._shared = SharedArrays({
-            "stop": ArraySpec((1,), np.dtype(np.uint8)),
-            "heartbeat": ArraySpec((num_workers,), np.dtype(np.float64)),
-            "steps": ArraySpec((num_workers,), np.dtype(np.int64)),
-            "seconds": ArraySpec((num_workers, len(self.STAGES)), np.dtype(np.float64)),
-        })
+        self._shared = SharedArrays(
+            {
+                "stop": ArraySpec((1,), np.dtype(np.uint8)),
+                "heartbeat": ArraySpec((num_workers,), np.dtype(np.float64)),
+                "steps": ArraySpec((num_workers,), np.dtype(np.int64)),
+                "seconds": ArraySpec((num_workers, len(self.STAGES)), np.dtype(np.float64)),
+            }
+        )
 
     @property
     def arrays(self) -> dict[str, Any]:

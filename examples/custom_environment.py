@@ -19,13 +19,17 @@ class Corridor(gymnasium.Env[dict[str, Any], np.int64]):
 
     def __init__(self, length: int = 6) -> None:
         self.length = length
-        self.observation_space = gymnasium.spaces.Dict({
-            "position": gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32),
-            "sign": gymnasium.spaces.Discrete(3),
-        })
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "position": gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32),
+                "sign": gymnasium.spaces.Discrete(3),
+            }
+        )
         self.action_space = gymnasium.spaces.Discrete(2)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         self.position, self.steps = 0, 0
         self.goal = int(self.np_random.choice([-1, 1]))

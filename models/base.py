@@ -6,13 +6,15 @@ The contract, for a model of your own (`--model my_pkg.my_module`): the module d
     initial_state(self, batch_size: int) -> tuple          recurrent state, any nesting of tensors, every leaf [B, ...]
     forward(self, inputs: ModelInput, core_state) -> (ModelOutput, core_state)
 
-`inputs` holds [T, B, ...] tensors; T is 1 when acting. Where `inputs.first[t, b]` is set, the state of b is zeroed before
-row t. A model without memory returns `()` from `initial_state` and hands `core_state` back. Set `supports_bfloat16 = True`
-on the class if its weights may be bfloat16 (then convert inputs to the weights' dtype); it is float32 otherwise.
-Subclassing `ActorCritic` and writing `torso` alone is the short way (see `examples/`).
+`inputs` holds [T, B, ...] tensors; T is 1 when acting. Where `inputs.first[t, b]` is set, the state of b is zeroed
+before row t. A model without memory returns `()` from `initial_state` and hands `core_state` back. Set
+`supports_bfloat16 = True` on the class if its weights may be bfloat16 (then convert inputs to the weights' dtype); it is
+float32 otherwise. Subclassing `ActorCritic` and writing `torso` alone is the short way (see `examples/`).
 """
 
 from __future__ import annotations
+
+import itertools
 
 import gymnasium
 import torch
@@ -52,7 +54,7 @@ class Memory(nn.Module):
         resets = first.any(dim=1).nonzero().flatten().tolist()
         edges = sorted({0, *resets, len(x)})
         outputs = []
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
             keep = (~first[start]).to(x.dtype).view(1, -1, 1)
             output, (h, c) = self.lstm(x[start:end], (h * keep, c * keep))
             outputs.append(output)

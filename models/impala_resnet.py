@@ -20,7 +20,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        y: torch.Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + y
 
 
 class Section(nn.Module):
@@ -34,7 +35,8 @@ class Section(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(self.conv(x), 3, stride=2, padding=1)
-        return self.block2(self.block1(x))
+        y: torch.Tensor = self.block2(self.block1(x))
+        return y
 
 
 class Model(ActorCritic):

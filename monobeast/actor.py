@@ -106,5 +106,3 @@ def run(context: Context, port: WorkerPort, arguments: ActorArguments) -> None:
 def spread(num_actors: int, num_processes: int) -> list[tuple[int, ...]]:
     """Actor numbers for each process, as even as can be."""
     return [tuple(int(i) for i in part) for part in np.array_split(np.arange(num_actors), num_processes)]
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ def _soft_asymmetric(reward: torch.Tensor) -> torch.Tensor:
     return 5.0 * torch.where(reward < 0, 0.3 * squeezed, squeezed)
 
 
-REWARD_CLIPPING = {
+REWARD_CLIPPING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "abs_one": lambda reward: reward.clamp(-1.0, 1.0),
     "soft_asymmetric": _soft_asymmetric,  # the one of the authors' released code for DMLab
     "none": lambda reward: reward,

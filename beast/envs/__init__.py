@@ -58,7 +58,9 @@ class EnvChoice:
                 raise  # the user's own function: its traceback says more than we can
             raise EnvError(f"cannot make --env {self.env}: {_one_line(error)}") from error
         if isinstance(first, VectorEnv):
-            raise EnvError(f"{self.env} returned a VectorEnv: return one gymnasium.Env, actors make as many as they need")
+            raise EnvError(
+                f"{self.env} returned a VectorEnv: return one gymnasium.Env, actors make as many as they need"
+            )
         made = iter([first])
         return group_of([lambda: next(made, None) or make()] * len(seeds), seeds)
 
@@ -87,7 +89,9 @@ class EnvChoice:
                 raise EnvError(f"--env {self.env}: {module_name} has no {function_name!r}")
             return lambda **extra: function(**self.env_kwargs, **extra)
         if self.env not in gymnasium.registry and f"{self.env}-v0" in gymnasium.registry:
-            return lambda **extra: gymnasium.make(f"{self.env}-v0", disable_env_checker=True, **self.env_kwargs, **extra)
+            return lambda **extra: gymnasium.make(
+                f"{self.env}-v0", disable_env_checker=True, **self.env_kwargs, **extra
+            )
         if self.env not in gymnasium.registry and ":" not in self.env:
             raise EnvError(f"unknown --env {self.env}{_did_you_mean(self.env)}")
         return lambda **extra: gymnasium.make(self.env, disable_env_checker=True, **self.env_kwargs, **extra)
@@ -97,8 +101,10 @@ def _did_you_mean(name: str) -> str:
     known = list(gymnasium.registry)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{hint} Use a Gymnasium id, or my_package.my_module:make_env" if hint else (
-        ": use a Gymnasium id (PongNoFrameskip-v4, CartPole-v1, Catch-v0), or my_package.my_module:make_env"
+    return (
+        f"{hint} Use a Gymnasium id, or my_package.my_module:make_env"
+        if hint
+        else (": use a Gymnasium id (PongNoFrameskip-v4, CartPole-v1, Catch-v0), or my_package.my_module:make_env")
     )
 
 

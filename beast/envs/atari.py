@@ -75,7 +75,7 @@ def make_group(
     except (AssertionError, OSError, RuntimeError) as error:
         raise EnvError(f"{env_id}: no ROM for {spec.kwargs['game']} (pip install --force-reinstall ale-py)") from error
     # Its frame stacks are blank before an episode's first frame, as the store's are.
-    stack = vector.single_observation_space.shape[0] if vector.grayscale else 1
+    stack = vector.observation_space.shape[1] if vector.grayscale and vector.observation_space.shape else 1
     return EnvGroup(vector, seeds, stack=stack, lives_end_returns=not evaluation)
 
 

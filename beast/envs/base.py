@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from beast.data import Array, ArraySpec, EnvOutput, Nested, flatten, map_nested
+from beast.data import Array, ArraySpec, EnvOutput, Nested, map_nested
 
 
 class EnvError(ValueError):
@@ -56,7 +56,9 @@ class EnvGroup:
 
     def reset(self) -> EnvOutput:
         """Start every environment with its seed."""
-        observation, infos = self.vector.reset(seed=np.array(self._seeds) if _is_atari(self.vector) else self._seeds)
+        # AtariVectorEnv takes its seeds as an array, every other VectorEnv as a list; VectorEnv's hint knows neither.
+        seeds: Any = np.array(self._seeds) if hasattr(self.vector, "ale") else self._seeds
+        observation, infos = self.vector.reset(seed=seeds)
         self._return[:] = 0
         self._steps[:] = 0
         self._over[:] = False
@@ -184,7 +186,8 @@ def spec_of(space: gymnasium.Space[Any], stack: int = 1) -> Nested:
     if isinstance(space, spaces.Tuple):
         return tuple(spec_of(part) for part in space.spaces)
     if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        assert space.shape is not None and space.dtype is not None
+        assert space.shape is not None
+        assert space.dtype is not None
         return ArraySpec(tuple(space.shape), np.dtype(space.dtype), stack)
     raise EnvError(
         f"unsupported observation space {space}: use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple of them"
@@ -200,12 +203,3 @@ def metric_names(vector: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
                 return tuple(names)
             with_names = getattr(with_names, "env", None)
     return tuple(getattr(vector, "metric_names", ()))
-
-
-def _is_atari(vector: VectorEnv[Any, Any, Any]) -> bool:
-    return hasattr(vector, "ale")  # takes its seeds as an array, every other VectorEnv as a list
-
-
-def leaf_specs(spec: Nested) -> list[ArraySpec]:
-    """The leaves of an observation spec."""
-    return flatten(spec)

@@ -14,7 +14,10 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
     An episode takes `rows - 1` steps. `metric_names` puts the share of caught balls into the logs.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {  # noqa: RUF012, Gymnasium declares it on the instance
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+    }
     metric_names = ("caught",)
 
     def __init__(self, rows: int = 10, columns: int = 5, render_mode: str | None = None) -> None:
@@ -22,7 +25,9 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
         self.observation_space = gymnasium.spaces.Box(0, 255, (rows, columns), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(3)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self._ball = [0, int(self.np_random.integers(self.columns))]
         self._paddle = self.columns // 2

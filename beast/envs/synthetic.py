@@ -35,11 +35,14 @@ class Synthetic(gymnasium.Env[np.ndarray, np.int64]):
         self._step_s, self._reset_s, self._vary = step_ms / 1e3, reset_ms / 1e3, vary
         self._mean_steps, self._sleep, self._truncate = episode_steps, sleep, truncate
         self._fail_after, self._fail = fail_after, fail
+        self._shape = tuple(shape)
         self._count = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        self._frames = self.np_random.integers(0, 256, (8, *self.observation_space.shape), np.uint8)  # type: ignore[misc]
+        self._frames = self.np_random.integers(0, 256, (8, *self._shape), dtype=np.uint8)
         self._at = 0
         self._length = max(1, round(self._mean_steps * self._factor()))
         self._work(self._reset_s)

@@ -1,0 +1,318 @@
+"""What a person sees of a run: a `Report` of numbers, drawn as a live view in a terminal or as a line each in a pipe."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import IO, Protocol
+
+import rich.console
+from rich.columns import Columns
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 110  # columns that the live view takes at most
+REFRESH = 0.5  # seconds between two drawings of it
+SHADES = (("█", "cyan"), ("▓", "blue"), ("▒", "magenta"), ("░", "bright_black"))  # told apart without colours too
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a run at one moment; None where it is not known (yet).
+
+    Steps are agent steps, frames are steps times action repeat, times are seconds, `sps` and `fps` per second. Speeds,
+    losses, lag (updates between acting and learning) and shares (of the actors' time, 0 to 1) are of the time since the
+    last report; episode means are over the last `window` full games, of `episodes` so far.
+    """
+
+    total_steps: int
+    step: int = 0
+    frames: int = 0
+    updates: int = 0
+    elapsed: float = 0.0
+    left: float | None = None
+    sps: float | None = None
+    fps: float | None = None
+    episodes: int = 0
+    window: int = 0
+    mean_episode_return: float | None = None
+    mean_episode_steps: float | None = None
+    history: tuple[tuple[int, float], ...] = ()
+    """(step, mean return) of this report and earlier ones"""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """the learner's metrics by name"""
+    learning_rate: float | None = None
+    policy_lag_mean: float | None = None
+    policy_lag_max: int | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    env: Mapping[str, float] = field(default_factory=dict)
+    """the environment's own metrics, means over the last games that had them"""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """whatever else the caller reports"""
+
+    def groups(self) -> dict[str, dict[str, float | None]]:
+        """The numbers for the logs, under the names of TensorBoard's sections."""
+        return {
+            "run": {"time": self.elapsed, "step": self.step, "frames": self.frames, "updates": self.updates},
+            "speed": {"sps": self.sps, "fps": self.fps},
+            "episode": {
+                "mean_episode_return": self.mean_episode_return,
+                "mean_episode_steps": self.mean_episode_steps,
+                "episodes": self.episodes,
+            },
+            "loss": dict(self.losses),
+            "policy": {
+                "learning_rate": self.learning_rate,
+                "policy_lag_mean": self.policy_lag_mean,
+                "policy_lag_max": self.policy_lag_max,
+            },
+            "actors": {f"share_{stage}": share for stage, share in self.shares.items()},
+            "env": {f"env/{name}": value for name, value in self.env.items()},
+            "extra": dict(self.extra),
+        }
+
+
+class Console(Protocol):
+    """A place where a person reads. Nothing that happens to it (a closed pipe, a lost terminal) raises."""
+
+    def show(self, report: Report) -> None: ...
+    def tell(self, line: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_console(title: str, start: Report, live: bool | None) -> Console:
+    """A live view, or plain lines; where `live` is None, a live view if stdout is a terminal that can draw one."""
+    if live is None:
+        can_draw = os.environ.get("TERM", "dumb") != "dumb" and "utf" in (sys.stdout.encoding or "").lower()
+        live = sys.stdout.isatty() and can_draw
+    return LiveConsole(title, start) if live else PlainConsole()
+
+
+# -- words for numbers ------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """Three digits that matter: `-20.3`, `0.00059`, `1,235`; `-` if unknown."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
+def clock(seconds: float | None) -> str:
+    """`12:34`, `5:43:21`, `3d 04:05:06`; `-` if unknown."""
+    if seconds is None:
+        return "-"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def sparkline(points: tuple[tuple[int, float], ...], width: int) -> str:
+    """A curve of (step, value) in at most `width` characters, steps evenly along it."""
+    width = min(width, len(points))
+    if width < 2:
+        return ""
+    start, end = points[0][0], points[-1][0]
+    heights = [math.nan] * width
+    for step, value in points:
+        heights[min(width - 1, (step - start) * width // max(end - start, 1))] = value  # the newest of its column
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    curve, spark = "", SPARKS[0]
+    for height in heights:
+        if not math.isnan(height):
+            spark = SPARKS[int((height - low) / (high - low or 1.0) * (len(SPARKS) - 1) + 0.5)]
+        curve += spark  # a column without a report repeats the one before
+    return curve
+
+
+def cut(shares: Mapping[str, float], width: int) -> list[int]:
+    """Whole characters for each share, `width` in all where the shares sum to one."""
+    ends = [round(width * end) for end in itertools.accumulate(shares.values(), initial=0.0)]
+    return [end - start for start, end in itertools.pairwise(ends)]
+
+
+def _short(losses: Mapping[str, float]) -> dict[str, str]:
+    return {name.removesuffix("_loss"): number(value) for name, value in losses.items()}
+
+
+# -- a reader that may go away ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _never_fail(stream: IO[str]) -> Iterator[None]:
+    """Ignore that the stream cannot be written; where it is gone for good, write into the void from now on."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: it was closed
+        if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):  # a full disk may have room again
+            _mute(stream)
+
+
+def _mute(stream: IO[str]) -> None:
+    """At the descriptor, so that Python's own last flush at exit does not fail either."""
+    with suppress(OSError, ValueError), open(os.devnull, "w") as void:
+        os.dup2(void.fileno(), stream.fileno())
+
+
+class PlainConsole:
+    """One line a report, for pipes and files."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+        self._lock = threading.Lock()
+        self._extra: Mapping[str, float] = {}
+
+    def show(self, report: Report) -> None:
+        parts = [
+            f"step {report.step:,} of {report.total_steps:,}",
+            f"{number(report.sps)} sps {number(report.fps)} fps",
+            f"return {number(report.mean_episode_return)} ({report.window} ep)",
+        ]
+        if report.losses:
+            parts.append("loss " + " ".join(f"{name} {value}" for name, value in _short(report.losses).items()))
+        parts.append(f"lag {number(report.policy_lag_mean)} max {number(report.policy_lag_max)}")
+        parts += [f"{name} {number(value)}" for name, value in report.env.items()]
+        news = {name: value for name, value in report.extra.items() if self._extra.get(name, 0.0) != value}
+        parts += [f"{name} {number(value)}" for name, value in news.items()]
+        parts.append(f"{clock(report.elapsed)} gone, {clock(report.left)} left")
+        self._extra = report.extra
+        self.tell(" | ".join(parts))
+
+    def tell(self, line: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        line = line.encode(encoding, "backslashreplace").decode(encoding)
+        with self._lock, _never_fail(self._stream):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class _Terminal(rich.console.Console):
+    """Rich ends the program when its reader is gone; a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        _mute(self.file)
+
+
+class LiveConsole:
+    """A view at the foot of the terminal that redraws itself; lines told go above it.
+
+    The cursor stays visible: however the process ends, the terminal needs no repair.
+    """
+
+    def __init__(self, title: str, start: Report, terminal: rich.console.Console | None = None) -> None:
+        self._title, self._report, self._reported = title, start, time.monotonic()
+        self._terminal = terminal or _Terminal(highlight=False)
+        self._live = Live(
+            console=self._terminal, get_renderable=self._view, auto_refresh=False, vertical_overflow="crop"
+        )
+        self._closing = threading.Event()
+        self._drawer = threading.Thread(target=self._draw, name="console", daemon=True)
+        with _never_fail(self._terminal.file):
+            self._live.start()
+            self._terminal.show_cursor(True)
+        self._drawer.start()
+
+    def show(self, report: Report) -> None:
+        if not report.losses:  # nothing learned since: what was known still stands
+            known = self._report
+            report = replace(
+                report, losses=known.losses, policy_lag_mean=known.policy_lag_mean, policy_lag_max=known.policy_lag_max
+            )
+        self._report, self._reported = report, time.monotonic()
+
+    def tell(self, line: str) -> None:
+        with _never_fail(self._terminal.file):
+            self._terminal.print(Text(line), soft_wrap=True)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._drawer.join()
+        with _never_fail(self._terminal.file):
+            self._live.stop()
+
+    def _draw(self) -> None:
+        while not self._closing.wait(REFRESH):
+            with _never_fail(self._terminal.file):
+                self._live.refresh()
+
+    def _view(self) -> rich.console.RenderableType:
+        width = min(self._terminal.width, WIDTH) - 2  # a margin of one on both sides
+        report, room = self._report, width - 9  # beside the labels
+        since = 0.0 if self._closing.is_set() else time.monotonic() - self._reported
+        left = report.left and max(0.0, report.left - since)
+
+        rows = Table.grid(padding=(0, 1))
+        rows.add_column(style="bright_black", width=8)
+        rows.add_column(width=room, overflow="fold")
+
+        def row(label: str, *content: rich.console.RenderableType) -> None:
+            rows.add_row(label, rich.console.Group(*content))
+
+        row("steps", _words(f"{report.step:,}", f" of {report.total_steps:,}"))
+        row("speed", _words(number(report.sps), " steps/s   ", number(report.fps), " frames/s"))
+        row("time", _words(clock(report.elapsed + since), " gone   ", clock(left), " left"))
+        row("")
+        games = f" over {report.window} games of {number(report.mean_episode_steps)} steps; {report.episodes:,} so far"
+        curve = sparkline(report.history, room - 2)
+        row("return", _words(number(report.mean_episode_return), games), *([Text(curve, "green")] if curve else []))
+        row("")
+        row("loss", _cells(_short(report.losses)))
+        lag = number(report.policy_lag_mean), " updates, at most ", number(report.policy_lag_max)
+        row("lag", _words(*lag, "   learning rate ", number(report.learning_rate)))
+        for label, values in (("env", report.env), ("also", report.extra)):
+            if values:
+                row(label, _cells({name: number(value) for name, value in values.items()}))
+        if report.shares:
+            row("")
+            row("actors", *_stages(report.shares, room))
+
+        progress = Table.grid(padding=(0, 1))
+        progress.add_column(width=width - 8)
+        progress.add_column(width=7, justify="right", style="bold")
+        done = min(1.0, report.step / max(report.total_steps, 1))
+        progress.add_row(ProgressBar(1.0, done, complete_style="cyan", finished_style="cyan"), f"{100 * done:.1f} %")
+        return Padding(rich.console.Group(Text(self._title, "bold"), progress, "", rows), (1, 1, 0, 1))
+
+
+def _words(*words: str) -> Text:
+    """Numbers and what they are, in turn."""
+    return Text.assemble(*((word, "" if i % 2 == 0 else "bright_black") for i, word in enumerate(words)))
+
+
+def _cells(values: Mapping[str, str]) -> rich.console.RenderableType:
+    """Names and numbers in columns that do not move when the numbers change."""
+    widest = max(map(len, values), default=0)
+    cells = [Text.assemble((f"{name:<{widest}}", "bright_black"), f"{value:>9}") for name, value in values.items()]
+    return Columns(cells, equal=True, padding=(0, 3)) if cells else Text("-")
+
+
+def _stages(shares: Mapping[str, float], width: int) -> list[Text]:
+    """A bar cut into shares, and its legend."""
+    looks = [SHADES[i % len(SHADES)] for i in range(len(shares))]
+    bar = [(shade * cells, style) for (shade, style), cells in zip(looks, cut(shares, width), strict=True)]
+    legend = [
+        part
+        for (shade, style), (stage, share) in zip(looks, shares.items(), strict=True)
+        for part in ((f"{shade} ", style), (f"{stage} ", "bright_black"), f"{share:.0%}   ")
+    ]
+    return [Text.assemble(*bar), Text.assemble(*legend)]
