@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import IO, Protocol
+from datetime import timedelta
+from typing import IO, TextIO
 
 import rich.console
 from rich.columns import Columns
+from rich.control import Control
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -26,6 +28,7 @@ WIDTH = 110  # columns that the live view takes at most
 REFRESH = 0.5  # seconds between two drawings of it
 SHADES = (("█", "cyan"), ("▓", "blue"), ("▒", "magenta"), ("░", "bright_black"))  # told apart without colours too
 SPARKS = "▁▂▃▄▅▆▇█"
+QUIET = "bright_black"
 
 
 @dataclass(frozen=True)
@@ -55,52 +58,42 @@ class Report:
     """the learner's metrics by name"""
     learning_rate: float | None = None
     policy_lag_mean: float | None = None
-    policy_lag_max: int | None = None
+    policy_lag_max: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
+    """by stage"""
     env: Mapping[str, float] = field(default_factory=dict)
     """the environment's own metrics, means over the last games that had them"""
     extra: Mapping[str, float] = field(default_factory=dict)
     """whatever else the caller reports"""
 
     def groups(self) -> dict[str, dict[str, float | None]]:
-        """The numbers for the logs, under the names of TensorBoard's sections."""
+        """The numbers for the logs by column, under the names of TensorBoard's sections."""
+
+        def fields(*names: str) -> dict[str, float | None]:
+            return {name: getattr(self, name) for name in names}
+
         return {
-            "run": {"time": self.elapsed, "step": self.step, "frames": self.frames, "updates": self.updates},
-            "speed": {"sps": self.sps, "fps": self.fps},
-            "episode": {
-                "mean_episode_return": self.mean_episode_return,
-                "mean_episode_steps": self.mean_episode_steps,
-                "episodes": self.episodes,
-            },
+            "run": {"time": self.elapsed, **fields("step", "frames", "updates")},
+            "speed": fields("sps", "fps"),
+            "episode": fields("mean_episode_return", "mean_episode_steps", "episodes"),
             "loss": dict(self.losses),
-            "policy": {
-                "learning_rate": self.learning_rate,
-                "policy_lag_mean": self.policy_lag_mean,
-                "policy_lag_max": self.policy_lag_max,
-            },
+            "policy": fields("learning_rate", "policy_lag_mean", "policy_lag_max"),
             "actors": {f"share_{stage}": share for stage, share in self.shares.items()},
             "env": {f"env/{name}": value for name, value in self.env.items()},
             "extra": dict(self.extra),
         }
 
 
-class Console(Protocol):
-    """A place where a person reads. Nothing that happens to it (a closed pipe, a lost terminal) raises."""
+def open_console(title: str, start: Report, live: bool | None) -> LiveConsole | PlainConsole:
+    """A live view, or plain lines; where `live` is None, a live view if stdout is a terminal that can draw one.
 
-    def show(self, report: Report) -> None: ...
-    def tell(self, line: str) -> None: ...
-    def close(self) -> None: ...
-
-
-def open_console(title: str, start: Report, live: bool | None) -> Console:
-    """A live view, or plain lines; where `live` is None, a live view if stdout is a terminal that can draw one."""
+    Nothing that happens to stdout later (a closed pipe, a lost terminal) raises.
+    """
+    stream = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None if the process was started with it closed
     if live is None:
-        can_draw = os.environ.get("TERM", "dumb") != "dumb" and "utf" in (sys.stdout.encoding or "").lower()
-        live = sys.stdout.isatty() and can_draw
-    return LiveConsole(title, start) if live else PlainConsole()
-
-
-# -- words for numbers ------------------------------------------------------------------------------------------------
+        can_draw = os.environ.get("TERM", "dumb") != "dumb" and "utf" in (stream.encoding or "").lower()
+        live = stream.isatty() and can_draw
+    return LiveConsole(title, start, _Terminal(file=stream, highlight=False)) if live else PlainConsole(stream)
 
 
 def number(value: float | None) -> str:
@@ -113,15 +106,8 @@ def number(value: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """`12:34`, `5:43:21`, `3d 04:05:06`; `-` if unknown."""
-    if seconds is None:
-        return "-"
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}:{second:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    """`12:34`, `5:43:21`, `3 days, 4:05:06`; `-` if unknown."""
+    return "-" if seconds is None else str(timedelta(seconds=int(seconds))).removeprefix("0:")
 
 
 def sparkline(points: tuple[tuple[int, float], ...], width: int) -> str:
@@ -137,22 +123,9 @@ def sparkline(points: tuple[tuple[int, float], ...], width: int) -> str:
     curve, spark = "", SPARKS[0]
     for height in heights:
         if not math.isnan(height):
-            spark = SPARKS[int((height - low) / (high - low or 1.0) * (len(SPARKS) - 1) + 0.5)]
+            spark = SPARKS[round((height - low) / ((high - low) or 1.0) * (len(SPARKS) - 1))]
         curve += spark  # a column without a report repeats the one before
     return curve
-
-
-def cut(shares: Mapping[str, float], width: int) -> list[int]:
-    """Whole characters for each share, `width` in all where the shares sum to one."""
-    ends = [round(width * end) for end in itertools.accumulate(shares.values(), initial=0.0)]
-    return [end - start for start, end in itertools.pairwise(ends)]
-
-
-def _short(losses: Mapping[str, float]) -> dict[str, str]:
-    return {name.removesuffix("_loss"): number(value) for name, value in losses.items()}
-
-
-# -- a reader that may go away ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -174,12 +147,12 @@ def _mute(stream: IO[str]) -> None:
 class PlainConsole:
     """One line a report, for pipes and files."""
 
-    def __init__(self) -> None:
-        self._stream = sys.stdout
-        self._lock = threading.Lock()
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lock = stream, threading.Lock()
         self._extra: Mapping[str, float] = {}
 
     def show(self, report: Report) -> None:
+        """One line."""
         parts = [
             f"step {report.step:,} of {report.total_steps:,}",
             f"{number(report.sps)} sps {number(report.fps)} fps",
@@ -188,14 +161,14 @@ class PlainConsole:
         if report.losses:
             parts.append("loss " + " ".join(f"{name} {value}" for name, value in _short(report.losses).items()))
         parts.append(f"lag {number(report.policy_lag_mean)} max {number(report.policy_lag_max)}")
-        parts += [f"{name} {number(value)}" for name, value in report.env.items()]
-        news = {name: value for name, value in report.extra.items() if self._extra.get(name, 0.0) != value}
-        parts += [f"{name} {number(value)}" for name, value in news.items()]
+        changed = {name: value for name, value in report.extra.items() if self._extra.get(name, 0.0) != value}
+        parts += [f"{name} {number(value)}" for name, value in {**report.env, **changed}.items()]
         parts.append(f"{clock(report.elapsed)} gone, {clock(report.left)} left")
         self._extra = report.extra
         self.tell(" | ".join(parts))
 
     def tell(self, line: str) -> None:
+        """Print it now. Safe from several threads."""
         encoding = self._stream.encoding or "utf-8"
         line = line.encode(encoding, "backslashreplace").decode(encoding)
         with self._lock, _never_fail(self._stream):
@@ -203,7 +176,7 @@ class PlainConsole:
             self._stream.flush()
 
     def close(self) -> None:
-        pass
+        """Nothing to undo."""
 
 
 class _Terminal(rich.console.Console):
@@ -213,38 +186,49 @@ class _Terminal(rich.console.Console):
         _mute(self.file)
 
 
+class _Steady(Live):
+    """Draws over the last picture, every line at full width; Rich erases it first, which flickers."""
+
+    def process_renderables(
+        self, renderables: list[rich.console.ConsoleRenderable]
+    ) -> list[rich.console.ConsoleRenderable]:
+        processed = super().process_renderables(renderables)
+        back = processed[0]
+        if isinstance(back, Control) and all(isinstance(item, Control) for item in renderables):  # no line goes above
+            back.segment = back.segment._replace(text=back.segment.text.replace("\x1b[2K", ""))
+        return processed
+
+
 class LiveConsole:
     """A view at the foot of the terminal that redraws itself; lines told go above it.
 
     The cursor stays visible: however the process ends, the terminal needs no repair.
     """
 
-    def __init__(self, title: str, start: Report, terminal: rich.console.Console | None = None) -> None:
-        self._title, self._report, self._reported = title, start, time.monotonic()
-        self._terminal = terminal or _Terminal(highlight=False)
-        self._live = Live(
-            console=self._terminal, get_renderable=self._view, auto_refresh=False, vertical_overflow="crop"
-        )
+    def __init__(self, title: str, start: Report, terminal: rich.console.Console) -> None:
+        self._title, self._report, self._reported, self._terminal = title, start, time.monotonic(), terminal
         self._closing = threading.Event()
-        self._drawer = threading.Thread(target=self._draw, name="console", daemon=True)
-        with _never_fail(self._terminal.file):
+        self._live = _Steady(console=terminal, get_renderable=self._view, auto_refresh=False, vertical_overflow="crop")
+        with _never_fail(terminal.file):
             self._live.start()
-            self._terminal.show_cursor(True)
+            terminal.show_cursor(True)
+        self._drawer = threading.Thread(target=self._draw, name="console", daemon=True)
         self._drawer.start()
 
     def show(self, report: Report) -> None:
-        if not report.losses:  # nothing learned since: what was known still stands
-            known = self._report
-            report = replace(
-                report, losses=known.losses, policy_lag_mean=known.policy_lag_mean, policy_lag_max=known.policy_lag_max
-            )
-        self._report, self._reported = report, time.monotonic()
+        """Draw it from now on. What nothing new is known of since the last one stands."""
+        old = {name: getattr(self._report, name) for name in ("losses", "policy_lag_mean", "policy_lag_max", "shares")}
+        stands = {name: value for name, value in old.items() if getattr(report, name) in (None, {})}
+        self._report = replace(report, **stands)
+        self._reported = time.monotonic()
 
     def tell(self, line: str) -> None:
+        """Print it above the view. Safe from several threads."""
         with _never_fail(self._terminal.file):
             self._terminal.print(Text(line), soft_wrap=True)
 
     def close(self) -> None:
+        """Draw once more and leave the view where it is."""
         self._closing.set()
         self._drawer.join()
         with _never_fail(self._terminal.file):
@@ -262,8 +246,8 @@ class LiveConsole:
         left = report.left and max(0.0, report.left - since)
 
         rows = Table.grid(padding=(0, 1))
-        rows.add_column(style="bright_black", width=8)
-        rows.add_column(width=room, overflow="fold")
+        rows.add_column(style=QUIET, width=8)
+        rows.add_column(width=room)
 
         def row(label: str, *content: rich.console.RenderableType) -> None:
             rows.add_row(label, rich.console.Group(*content))
@@ -272,9 +256,9 @@ class LiveConsole:
         row("speed", _words(number(report.sps), " steps/s   ", number(report.fps), " frames/s"))
         row("time", _words(clock(report.elapsed + since), " gone   ", clock(left), " left"))
         row("")
-        games = f" over {report.window} games of {number(report.mean_episode_steps)} steps; {report.episodes:,} so far"
-        curve = sparkline(report.history, room - 2)
-        row("return", _words(number(report.mean_episode_return), games), *([Text(curve, "green")] if curve else []))
+        means = f" over {report.window} games of {number(report.mean_episode_steps)} steps, {report.episodes:,} so far"
+        row("return", _words(number(report.mean_episode_return), means if report.window else " no game has ended yet"))
+        row("", Text(sparkline(report.history, room), "green"))
         row("")
         row("loss", _cells(_short(report.losses)))
         lag = number(report.policy_lag_mean), " updates, at most ", number(report.policy_lag_max)
@@ -282,9 +266,8 @@ class LiveConsole:
         for label, values in (("env", report.env), ("also", report.extra)):
             if values:
                 row(label, _cells({name: number(value) for name, value in values.items()}))
-        if report.shares:
-            row("")
-            row("actors", *_stages(report.shares, room))
+        row("")
+        row("actors", *_stages(report.shares, room))
 
         progress = Table.grid(padding=(0, 1))
         progress.add_column(width=width - 8)
@@ -294,25 +277,27 @@ class LiveConsole:
         return Padding(rich.console.Group(Text(self._title, "bold"), progress, "", rows), (1, 1, 0, 1))
 
 
+def _short(losses: Mapping[str, float]) -> dict[str, str]:
+    return {name.removesuffix("_loss"): number(value) for name, value in losses.items()}
+
+
 def _words(*words: str) -> Text:
     """Numbers and what they are, in turn."""
-    return Text.assemble(*((word, "" if i % 2 == 0 else "bright_black") for i, word in enumerate(words)))
+    return Text.assemble(*zip(words, itertools.cycle(("", QUIET))))
 
 
 def _cells(values: Mapping[str, str]) -> rich.console.RenderableType:
     """Names and numbers in columns that do not move when the numbers change."""
     widest = max(map(len, values), default=0)
-    cells = [Text.assemble((f"{name:<{widest}}", "bright_black"), f"{value:>9}") for name, value in values.items()]
-    return Columns(cells, equal=True, padding=(0, 3)) if cells else Text("-")
+    cells = [Text.assemble((f"{name:<{widest}} ", QUIET), f"{value:<9}") for name, value in values.items()]
+    return Columns(cells, equal=True, padding=(0, 2)) if cells else Text("-")
 
 
 def _stages(shares: Mapping[str, float], width: int) -> list[Text]:
-    """A bar cut into shares, and its legend."""
-    looks = [SHADES[i % len(SHADES)] for i in range(len(shares))]
-    bar = [(shade * cells, style) for (shade, style), cells in zip(looks, cut(shares, width), strict=True)]
-    legend = [
-        part
-        for (shade, style), (stage, share) in zip(looks, shares.items(), strict=True)
-        for part in ((f"{shade} ", style), (f"{stage} ", "bright_black"), f"{share:.0%}   ")
-    ]
-    return [Text.assemble(*bar), Text.assemble(*legend)]
+    """A bar of `width` characters cut into shares, and its legend."""
+    ends = [round(width * end) for end in itertools.accumulate(shares.values(), initial=0.0)]
+    bar, legend = Text(), Text("" if shares else "-")
+    for (stage, share), start, end, (shade, style) in zip(shares.items(), ends, ends[1:], itertools.cycle(SHADES)):
+        bar.append(shade * (end - start), style)
+        legend.append(f"{shade} ", style).append(f"{stage} ", QUIET).append(f"{share:.0%}   ")
+    return [bar, legend] if shares else [legend]

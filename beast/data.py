@@ -61,6 +61,8 @@ class EnvOutput(NamedTuple):
     """`[E]` bool: the episode was cut here, its return goes on."""
     first: Array
     """`[E]` bool: this row opens a new episode; the action before it was ignored."""
+    last_action: Array
+    """`[E]` (+ `[N]`): the action just taken, as stored; zero on first rows."""
     episode_return: Array
     """`[E]` float32: unclipped return of the full game that ended on this row, NaN elsewhere."""
     episode_steps: Array

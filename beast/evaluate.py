@@ -13,7 +13,7 @@ import torch
 
 from beast import checkpoint
 from beast.config import Config
-from beast.data import EnvOutput, map_nested
+from beast.data import Array, EnvOutput, map_nested
 from beast.policy import Policy, seed_for
 from beast.system import keep_freed_memory
 from beast.task import Task, settle
@@ -42,7 +42,7 @@ def play(
         while quota.any() and alive():
             noise = None if deterministic else policy.distribution.noise(generator, num_envs)
             action, _ = policy.act(env, noise)
-            env = group.step(policy.distribution.to_env(action))
+            env = group.step(action)
             for i in np.flatnonzero(~np.isnan(env.episode_return) & (quota > 0)):
                 quota[i] -= 1
                 returns.append(float(env.episode_return[i]))
@@ -113,7 +113,8 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
     path = folder / "episode.mp4"
     writer = None
     observation, _ = env.reset(seed=seed_for(seed, "video env"))
-    reward, first, over = 0.0, True, False
+    spec = policy.distribution.action_spec
+    reward, first, over, action = 0.0, True, False, np.zeros((1, *spec.shape), spec.dtype)
     try:
         while not over:
             image = np.asarray(env.render())
@@ -123,7 +124,7 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
                 writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             writer.write(image[..., ::-1])
             noise = None if deterministic else policy.distribution.noise(generator, 1)
-            action, _ = policy.act(_one(observation, reward, first), noise)
+            action, _ = policy.act(_one(observation, reward, action, first), noise)
             observation, reward, terminated, truncated, _ = env.step(policy.distribution.to_env(action)[0])  # type: ignore[assignment]
             first, over = False, terminated or truncated
     finally:
@@ -133,21 +134,15 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
     return path
 
 
-def _one(observation: Any, reward: float, first: bool) -> EnvOutput:
+def _one(observation: Any, reward: float, last_action: Array, first: bool) -> EnvOutput:
     """A single environment's step as a group of one."""
     nothing = np.full(1, np.nan, np.float32)
     no = np.zeros(1, bool)
     batched = map_nested(lambda x: np.asarray(x)[None], observation)
+    rewards, firsts = np.array([reward], np.float32), np.array([first])
     return EnvOutput(
-        batched,
-        np.array([reward], np.float32),
-        no,
-        no,
-        np.array([first]),
-        nothing,
-        nothing,
-        np.zeros((1, 0), np.float32),
-    )
+        batched, rewards, no, no, firsts, last_action, nothing, nothing, np.zeros((1, 0), np.float32)
+    )  # fmt: skip
 
 
 class Evaluator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -186,7 +187,7 @@ class Learner:
         """All that `load_state_dict` needs to go on as if nothing had happened."""
         return {
             "model": self.model_state(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimiser": copy.deepcopy(self._optimiser.state_dict()),  # PyTorch's own is no copy: steps would change it
             "steps": self.steps,
             "updates": self.updates,
         }
@@ -199,5 +200,5 @@ class Learner:
         for name, p in self.model.named_parameters():
             self._master[offset : offset + p.numel()] = state["model"][name].to(self.device).reshape(-1)
             offset += p.numel()
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # nor does PyTorch copy here
         self.steps, self.updates = int(state["steps"]), int(state["updates"])

@@ -96,10 +96,8 @@ class Policy:
         self.forget()
 
     def forget(self) -> None:
-        """Back to the initial recurrent state and no last action."""
-        spec = self.distribution.action_spec
+        """Back to the initial recurrent state."""
         self.core_state: Nested = self.model.initial_state(self._num_envs)  # type: ignore[operator]
-        self.last_action = np.zeros((self._num_envs, *spec.shape), spec.dtype)
 
     def refresh(self) -> int:
         """Take the newest weights; returns their version."""
@@ -119,17 +117,15 @@ class Policy:
         Returns:
             actions `[E]` (+ `[N]`) as stored, and the logits `[E, P]` float32 that they were drawn from.
         """
-        self.last_action[env.first] = 0
         inputs = ModelInput(
             map_nested(lambda x: torch.from_numpy(x).unsqueeze(0), env.observation),
-            *(torch.from_numpy(x).unsqueeze(0) for x in (env.reward, self.last_action, env.first)),
+            *(torch.from_numpy(x).unsqueeze(0) for x in (env.reward, env.last_action, env.first)),
         )
         output, self.core_state = self.model(inputs, self.core_state)
         logits = output.policy_logits.squeeze(0)
         draw = self.distribution
         action = draw.mode(logits) if noise is None else draw.sample(logits, torch.from_numpy(noise))
-        self.last_action = action.numpy()
-        return self.last_action, logits.numpy()
+        return action.numpy(), logits.numpy()
 
     def state(self) -> Nested:
         """The recurrent state as arrays `[E, ...]`."""

@@ -123,8 +123,7 @@ def _alone(config: Config, task: Task, trainer: Trainer, seconds: float = 2.0) -
     policy.refresh()
     noise = policy.distribution.noise(np.random.default_rng(0), num_envs)
     action, _ = policy.act(env, noise)
-    to_env = policy.distribution.to_env
-    environment = _time(lambda: group.step(to_env(action)), seconds) / num_envs
+    environment = _time(lambda: group.step(action), seconds) / num_envs
     inference = _time(lambda: policy.act(env, noise), seconds) / num_envs
     group.close()
 

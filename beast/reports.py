@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,15 @@ class Reports:
         self._total_steps, self._action_repeat = total_steps, action_repeat
         self._sinks: list[_Table | _Events] = []
         self._log = Path(os.devnull)
+        self._disk_failed = False
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._sinks = [_Table(folder / "logs.csv", start_step), _Events(folder, start_step, self.tell)]
             self._log = folder / "log.txt"
-        self._disk_failed = False
 
-        self._lock = threading.Lock()  # of all that learner threads add to
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._lags = _Lags()
-        self._last_lags = _Lags()
+        self._lock = threading.Lock()  # of what learner threads add to
+        self._means, self._lag_max = _Means(), 0
+        self._lag: dict[str, float] = {}
         self._returns: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
         self._env: dict[str, deque[float]] = {}
@@ -70,8 +68,7 @@ class Reports:
         self._marks = deque([(self._started, start_step)], maxlen=PACE)
         self._stages: dict[str, float] = {}
         self._history: list[tuple[int, float]] = []
-        start = Report(total_steps, start_step, start_step * action_repeat)
-        self._console = open_console(title, start, live)
+        self._console = open_console(title, Report(total_steps, start_step), live)
 
     # -- what happened ------------------------------------------------------------------------------------------------
 
@@ -87,21 +84,18 @@ class Reports:
                         self._env.setdefault(name, deque(maxlen=WINDOW)).append(value)
 
     def add_update(self, metrics: dict[str, torch.Tensor], policy_lags: torch.Tensor) -> None:
-        """One update's scalars, left on their device, and the lags (int64, on the CPU, in updates) of its steps.
+        """One update's scalars, left on their device, and the lags of its steps (int64, on the CPU, in updates).
 
         Safe from several threads; never waits for a device.
         """
         with self._lock:
-            for name, value in metrics.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
-                self._counts[name] = self._counts.get(name, 0) + 1
-            self._lags.add(policy_lags)
+            self._means.add({**metrics, "policy_lag": policy_lags.double().mean()})
+            self._lag_max = max(self._lag_max, int(policy_lags.max()))
 
     def lag(self) -> dict[str, float]:
-        """`mean` and `max` of the policy lag in updates, since the last report that an update came after."""
+        """`mean` and `max` of the policy lag in updates, at the last report that an update came before."""
         with self._lock:
-            lags = self._lags if self._lags.count else self._last_lags
-            return {"mean": lags.mean or 0.0, "max": lags.max or 0}
+            return dict(self._lag)
 
     # -- what is said about it ----------------------------------------------------------------------------------------
 
@@ -120,39 +114,39 @@ class Reports:
             The row; what is not known (yet) is not in it.
         """
         with self._lock:
-            sums, counts, lags = self._sums, self._counts, self._lags
-            self._sums, self._counts, self._lags = {}, {}, _Lags()
-            self._last_lags = lags if lags.count else self._last_lags
-            episodes, window = self._episodes, len(self._returns)
-            mean_return, mean_length = _mean(self._returns), _mean(self._lengths)
+            means, lag_max = self._means, self._lag_max
+            self._means, self._lag_max = _Means(), 0
+            returns, lengths, episodes = list(self._returns), list(self._lengths), self._episodes
             env = {name: sum(values) / len(values) for name, values in self._env.items()}
-        now = time.monotonic()
-        pace = _pace(self._marks[0], (now, step))
-        sps = _pace(self._marks[-1], (now, step))
-        self._marks.append((now, step))
+        losses = means.take()  # here the device is waited for
+        lag = {"mean": losses.pop("policy_lag"), "max": lag_max} if losses else {}
+        self._lag = lag or self._lag
+        now = (time.monotonic(), step)
+        sps, pace = _pace(self._marks[-1], now), _pace(self._marks[0], now)
+        self._marks.append(now)
+        mean_return = sum(returns) / len(returns) if returns else None
         if mean_return is not None:
-            self._history = [
-                *(self._history if len(self._history) < HISTORY else self._history[::2]),
-                (step, mean_return),
-            ]
+            self._history.append((step, mean_return))
+            if len(self._history) > HISTORY:
+                del self._history[1::2]
         report = Report(
             total_steps=self._total_steps,
             step=step,
             frames=step * self._action_repeat,
             updates=updates,
-            elapsed=now - self._started,
+            elapsed=now[0] - self._started,
             left=max(0, self._total_steps - step) / pace if pace > 0 else None,
             sps=sps,
             fps=sps * self._action_repeat,
             episodes=episodes,
-            window=window,
+            window=len(returns),
             mean_episode_return=mean_return,
-            mean_episode_steps=mean_length,
+            mean_episode_steps=sum(lengths) / len(lengths) if lengths else None,
             history=tuple(self._history),
-            losses={name: float(sums[name]) / counts[name] for name in sums},  # here the device is waited for
+            losses=losses,
             learning_rate=learning_rate,
-            policy_lag_mean=lags.mean,
-            policy_lag_max=lags.max,
+            policy_lag_mean=lag.get("mean"),
+            policy_lag_max=lag.get("max"),
             shares=_shares(self._stages, stages),
             env=env,
             extra=extra or {},
@@ -161,12 +155,12 @@ class Reports:
         for sink in self._sinks:
             self._try(sink.write, report)
         self._console.show(report)
-        return {k: v for group in report.groups().values() for k, v in group.items() if v is not None}
+        return {name: value for name, value in _row(report).items() if value is not None}
 
     def tell(self, line: str) -> None:
         """One line (or more) for a person, now and in log.txt. Safe from several threads."""
         self._console.tell(line)
-        self._try(_append, self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
+        self._try(_append, self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode(errors="replace"))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -200,34 +194,24 @@ class Reports:
             self._returns.extend(state["returns"])
             self._lengths.extend(state["lengths"])
             self._env = {name: deque(values, maxlen=WINDOW) for name, values in state["env"].items()}
-            self._episodes = state["episodes"]
+            self._episodes, self._history = state["episodes"], list(state["history"])
             self._started -= state["elapsed"]
-            self._history = [(step, value) for step, value in state["history"]]
 
 
-# -- maths ------------------------------------------------------------------------------------------------------------
-
-
-class _Lags:
-    """Mean and maximum of integers, as they come."""
+class _Means:
+    """Running means of scalar tensors by name, each kept on its device."""
 
     def __init__(self) -> None:
-        self.count, self._sum = 0, 0
-        self.max: int | None = None
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
 
-    def add(self, lags: torch.Tensor) -> None:
-        if lags.numel():
-            self.count += lags.numel()
-            self._sum += int(lags.sum())
-            self.max = max(self.max or 0, int(lags.max()))
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+            self._counts[name] = self._counts.get(name, 0) + 1
 
-    @property
-    def mean(self) -> float | None:
-        return self._sum / self.count if self.count else None
-
-
-def _mean(values: deque[float] | deque[int]) -> float | None:
-    return sum(values) / len(values) if values else None
+    def take(self) -> dict[str, float]:
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
 
 def _pace(before: tuple[float, int], after: tuple[float, int]) -> float:
@@ -242,7 +226,8 @@ def _shares(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
     return {stage: seconds / total for stage, seconds in spent.items()} if total > 0 else {}
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+def _row(report: Report) -> dict[str, float | None]:
+    return {name: value for group in report.groups().values() for name, value in group.items()}
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -265,14 +250,14 @@ class _Table:
         self._path = path
         self._columns: list[str] = []
         if rows := self._read():
-            self._rewrite(list(rows[0]), [row for row in rows if _step(row) <= last_step])
+            self._rewrite(list(rows[0]), [row for row in rows if float(row.get("step") or "inf") <= last_step])
 
     def write(self, report: Report) -> None:
-        row = {name: _cell(value) for group in report.groups().values() for name, value in group.items()}
+        row = {name: f"{value:.12g}" for name, value in _row(report).items() if value is not None}
         if set(row) <= set(self._columns):
             _append(self._path, _lines(self._columns, [row]))
         else:
-            self._rewrite(list(dict.fromkeys([*row, *self._columns])), [*self._read(), row])
+            self._rewrite(list(dict.fromkeys([*_row(report), *self._columns])), [*self._read(), row])
 
     def _read(self) -> list[dict[str, str]]:
         if not self._path.exists():
@@ -286,34 +271,21 @@ class _Table:
         self._columns = columns
 
 
-def _lines(columns: list[str], rows: Iterable[Mapping[str, str]]) -> bytes:
+def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
     text = io.StringIO()
     csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 
-def _cell(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
-def _step(row: Mapping[str, str]) -> float:
-    """Infinite where the row has none, so that it is dropped."""
-    step = row.get("step", "")
-    return int(step) if step.isdigit() else math.inf
-
-
 class _Events:
-    """TensorBoard's scalars, x = step. Written as they come, so that a killed run keeps them.
+    """TensorBoard's scalars, x = step, written as they come, so that a killed run keeps them.
 
-    Not through its SummaryWriter: that writes in a thread of its own, which dies with a traceback on a full disk.
+    Not by its SummaryWriter: that writes in a thread of its own, which dies with a traceback on a full disk.
     """
 
     def __init__(self, folder: Path, start_step: int, tell: Callable[[str], None]) -> None:
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
-        self._start_step, self._tell = start_step, tell
-        self._begun, self._usable = False, True
+        self._start_step, self._tell, self._usable = start_step, tell, True
 
     def write(self, report: Report) -> None:
         if not self._usable:
@@ -326,19 +298,20 @@ class _Events:
             self._usable = False
             self._tell(f"no TensorBoard events ({type(error).__name__}: {error})".splitlines()[0])
             return
-        buffer, now = io.BytesIO(), time.time()
-        records = RecordWriter(buffer)
-        if not self._begun:
-            # Tells TensorBoard to forget what an earlier part of the run wrote from this step on.
-            start, step = SessionLog(status=SessionLog.START), self._start_step + 1
-            records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            records.write(Event(wall_time=now, step=step, session_log=start).SerializeToString())
+        events = []
+        if not self._path.exists():
+            # The second tells TensorBoard to forget what an earlier part of the run wrote from that step on.
+            start = SessionLog(status=SessionLog.START)
+            events = [Event(file_version="brain.Event:2"), Event(step=self._start_step + 1, session_log=start)]
         values = [
             Summary.Value(tag=name if "/" in name else f"{group}/{name}", simple_value=value)
             for group, entries in report.groups().items()
             for name, value in entries.items()
             if value is not None
         ]
-        records.write(Event(wall_time=now, step=report.step, summary=Summary(value=values)).SerializeToString())
-        _append(self._path, buffer.getvalue())
-        self._begun = True
+        events.append(Event(step=report.step, summary=Summary(value=values)))
+        data = io.BytesIO()
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(data).write(event.SerializeToString())
+        _append(self._path, data.getvalue())

@@ -10,8 +10,7 @@ import torch
 
 from beast.config import PRESETS, Config, ConfigError
 from beast.data import Nested
-from beast.distributions import distribution_for
-from beast.envs import EnvChoice, EnvError
+from beast.envs import EnvChoice
 from beast.policy import ModelChoice
 from beast.system import has_fast_bfloat16
 
@@ -44,10 +43,6 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
     group = choice.make_group([0])
     try:
         space = group.observation_space
-        try:
-            distribution_for(group.action_space)
-        except ValueError as error:
-            raise EnvError(f"{choice.env}: {error}") from error
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
         config = Config.from_flat(PRESETS[preset] | values)
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))

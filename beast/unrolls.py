@@ -86,7 +86,7 @@ class UnrollWriter:
         for array, state in zip(flatten(self._arrays["core_state"]), flatten(core_state), strict=True):
             array[slots] = state
 
-    def write_env(self, slots: Array, row: int, env: EnvOutput, last_action: Array) -> None:
+    def write_env(self, slots: Array, row: int, env: EnvOutput) -> None:
         """Store the environments' side of a row."""
 
         def write(stack: int, array: Array, value: Array) -> None:
@@ -103,7 +103,7 @@ class UnrollWriter:
         arrays["terminated"][slots, row] = env.terminated
         arrays["truncated"][slots, row] = env.truncated
         arrays["first"][slots, row] = env.first
-        arrays["last_action"][slots, row] = last_action
+        arrays["last_action"][slots, row] = env.last_action
         arrays["episode_return"][slots, row] = env.episode_return
         arrays["episode_steps"][slots, row] = env.episode_steps
         arrays["metrics"][slots, row] = env.metrics
@@ -113,6 +113,10 @@ class UnrollWriter:
         self._arrays["action"][slots, row] = action
         self._arrays["behaviour_logits"][slots, row] = behaviour_logits
         self._arrays["policy_version"][slots, row] = policy_version
+
+
+class StoreClosed(EOFError):
+    """The parent has closed the store: the end of a run for the worker that sees it."""
 
 
 class WorkerPort:
@@ -135,7 +139,7 @@ class WorkerPort:
         """`[group]` free slots, or None if none came within `timeout` seconds.
 
         Raises:
-            EOFError: when the parent has closed the store.
+            StoreClosed: when the parent has closed the store.
         """
         if not _readable(self._free_fd, timeout):
             return None
@@ -144,7 +148,7 @@ class WorkerPort:
         while len(data) < wanted:  # written in one go, so the rest of it is there or about to be
             piece = os.read(self._free_fd, wanted - len(data))
             if not piece:
-                raise EOFError("the unroll store is closed")
+                raise StoreClosed("the unroll store is closed")
             data += piece
         return np.frombuffer(data, _INT).astype(np.intp)
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from beast.data import ArraySpec
 from beast.shared import SharedArrays
+from beast.unrolls import StoreClosed
 
 PRELOAD = ["torch", "gymnasium", "cv2", "ale_py.vector_env", "beast.envs", "monobeast.actor"]
 NICENESS = 10  # of workers, so that on a full machine the learner never waits for a core
@@ -226,8 +227,8 @@ class Workers:
     def kill(self) -> None:
         """End all at once."""
         for worker in self.workers:
-            with suppress(ProcessLookupError):
-                os.kill(worker.process.pid, signal.SIGKILL)
+            if worker.process.is_alive():
+                worker.process.kill()
 
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self.workers]
@@ -246,8 +247,8 @@ def _spawner() -> Any:
 
 
 def _kill(process: Any) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
+    if process.is_alive():  # a dead one's number may be another process's by now
+        process.kill()
     process.join(5.0)
 
 
@@ -261,8 +262,8 @@ def _main(name: str, target: Callable[..., None], context: Context, arguments: t
     try:
         context.beat()
         target(context, *arguments)
-    except EOFError:
-        pass  # the parent closed the store: a stop like any other
+    except StoreClosed:
+        pass  # a stop like any other
     except BaseException as error:  # whatever it is, the parent must hear of it
         summary = f"{type(error).__name__}: {error}".splitlines()[0][:500]
         with suppress(OSError):

@@ -66,19 +66,16 @@ class Actors:
         noise = self._noise()  # [T, E, noise_size]
         for t in range(self._unroll_length):
             with watch.stage("inference"):
-                env = self._env
-                last_action = policy.last_action
-                action, logits = policy.act(env, noise[t])
+                action, logits = policy.act(self._env, noise[t])
             with watch.stage("store"):
-                writer.write_env(slots, t, env, last_action)
+                writer.write_env(slots, t, self._env)
                 writer.write_agent(slots, t, action, logits, version)
             with watch.stage("environment"):
-                self._env = self._envs.step(policy.distribution.to_env(action))
+                self._env = self._envs.step(action)
             watch.beat(len(slots))
             if watch.stopping:
                 return False
-        policy.last_action[self._env.first] = 0
-        writer.write_env(slots, self._unroll_length, self._env, policy.last_action)
+        writer.write_env(slots, self._unroll_length, self._env)
         return True
 
     def _noise(self) -> Array:

@@ -32,7 +32,8 @@ def find_spec(env_id: str) -> Any:
     import ale_py
 
     gymnasium.register_envs(ale_py)
-    spec = gymnasium.registry.get(env_id)
+    # `PongDeterministic-v4` meant a fixed action repeat, which all ids have here; newer ale-py no longer registers it.
+    spec = gymnasium.registry.get(env_id) or gymnasium.registry.get(env_id.replace("Deterministic-v", "-v"))
     return spec if spec is not None and "ale_py" in str(spec.entry_point) else None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from beast.data import Array, ArraySpec, EnvOutput, Nested, map_nested
+from beast.distributions import distribution_for
 
 
 class EnvError(ValueError):
@@ -30,7 +31,7 @@ class EnvGroup:
         lives_end_returns: a lost life (`info["lives"]` falls) sets `terminated`, without any reset.
 
     Raises:
-        EnvError: if the vector environment resets on the same step, or not at all.
+        EnvError: if the vector environment resets on the same step, or not at all, or its spaces are not supported.
     """
 
     def __init__(
@@ -47,6 +48,12 @@ class EnvGroup:
         self.metric_names = metric_names(vector)
         self._seeds = seeds
         self._lives_end_returns = lives_end_returns
+        try:
+            self._distribution = distribution_for(self.action_space)
+        except ValueError as error:
+            raise EnvError(str(error)) from error
+        action = self._distribution.action_spec
+        self._no_action = np.zeros((self.num_envs, *action.shape), action.dtype)
         self._over = np.zeros(self.num_envs, bool)
         self._lives = np.zeros(self.num_envs, np.int64)
         self._return = np.zeros(self.num_envs, np.float64)
@@ -67,17 +74,22 @@ class EnvGroup:
         never = np.zeros(self.num_envs, bool)
         reward = np.zeros(self.num_envs, np.float32)
         return EnvOutput(
-            self._checked(observation), reward, never, never, ~never, self._nothing, self._nothing, self._no_metrics
-        )
+            self._checked(observation), reward, never, never, ~never, self._no_action,
+            self._nothing, self._nothing, self._no_metrics,
+        )  # fmt: skip
 
     def step(self, actions: Array) -> EnvOutput:
         """Act, or reset where the last step ended an episode (the action is ignored there).
 
+        Args:
+            actions: `[E]` (+ `[N]`), as the distribution draws them and the store keeps them.
+
         Raises:
             EnvError: if an environment returns NaN or an observation of another shape or dtype than its space's.
         """
-        observation, reward, terminated, truncated, infos = self.vector.step(actions)
+        observation, reward, terminated, truncated, infos = self.vector.step(self._distribution.to_env(actions))
         first = self._over
+        last_action = np.where(first.reshape(-1, *[1] * (actions.ndim - 1)), self._no_action, actions)
         reward = np.asarray(reward, np.float32)
         if not np.isfinite(reward).all():
             raise EnvError(f"the environment returned the reward {reward[~np.isfinite(reward)][0]}: mend its step()")
@@ -97,14 +109,16 @@ class EnvGroup:
             terminated = terminated | ((lives < self._lives) & ~first)
             self._lives = lives
         return EnvOutput(
-            self._checked(observation), reward, terminated, truncated & ~terminated, first,
+            self._checked(observation), reward, terminated, truncated & ~terminated, first, last_action,
             episode_return, episode_steps, metrics,
         )  # fmt: skip
 
     def _metrics(self, infos: dict[str, Any], over: Array) -> Array:
         if not self.metric_names:
             return self._no_metrics
-        columns = [np.where(over, infos.get(name, np.nan), np.nan) for name in self.metric_names]
+        # Where only some environments have a key, the others hold 0 there and `_key` says which ones have it.
+        has = {name: over & infos.get(f"_{name}", True) for name in self.metric_names}
+        columns = [np.where(has[name], infos.get(name, np.nan), np.nan) for name in self.metric_names]
         return np.stack(columns, axis=1).astype(np.float32)
 
     def _checked(self, observation: Nested) -> Nested:
@@ -154,7 +168,9 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
 
         try:
             map_nested(check, self._spec, observation)
-        except (KeyError, TypeError, IndexError) as error:
+        except EnvError:
+            raise
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise EnvError(
                 f"the environment's {method}() returned an observation that its observation_space "
                 f"{self.env.observation_space} does not describe ({error!r}): mend one of them"

@@ -1,0 +1,418 @@
+"""Workers: what the parent hears of a child that fails, dies or hangs, and what is left when the parent dies."""
+
+import ctypes
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from beast.workers import NICENESS, Board, Worker, WorkerError, Workers
+
+PATIENCE = 30.0  # seconds for what takes milliseconds on a machine that is not busy
+
+
+# -- targets: what the children run ---------------------------------------------------------------------------------------
+
+
+def work(context, incarnation=0):
+    """Makes one step for each look at the stop sign, 1000 in later incarnations."""
+    while not context.stopping:
+        context.beat(1000 if incarnation else 1)
+        time.sleep(0.01)
+
+
+def fail_at_once(context):
+    raise ValueError("no luck")
+
+
+def fail_later(context, incarnation):
+    context.beat(1)
+    if incarnation == 0:
+        raise ValueError(f"no luck in {incarnation}\nsecond line")
+    work(context, incarnation)
+
+
+def fail_with_eof(context):
+    raise EOFError("the environment's own pipe broke")
+
+
+def exit_three(context):
+    os._exit(3)
+
+
+def fall_silent(context, incarnation):
+    context.beat(1)
+    if incarnation == 0:
+        time.sleep(600)
+    work(context, incarnation)
+
+
+def hold_the_interpreter(context):
+    """Sleeps in C without letting go of the GIL: no Python thread of this process runs again."""
+    context.beat(1)
+    ctypes.PyDLL(None).sleep(600)
+
+
+def be_deaf(context):
+    while True:
+        context.beat(1)
+        time.sleep(0.01)
+
+
+def time_stages(context):
+    for stage, seconds in (("environment", 0.05), ("wait", 0.02)):
+        with context.stage(stage):
+            time.sleep(seconds)
+    context.beat(3 + context.index)
+    work_quietly(context)
+
+
+def work_quietly(context):
+    while not context.stopping:
+        context.beat()
+        time.sleep(0.01)
+
+
+def show_niceness(context):
+    context.beat(100 + os.nice(0))
+    work_quietly(context)
+
+
+# -- the parent's side ----------------------------------------------------------------------------------------------------
+
+
+class Crew:
+    """Workers, their board, what was told, and which exits were reported."""
+
+    def __init__(self, places=2, max_restarts=3, timeout=60.0, window=600.0):
+        self.board = Board(places)
+        self.told, self.exits = [], []
+        self.workers = Workers(self.board, max_restarts, timeout, self.told.append, window)
+
+    def add(self, target, restartable=False):
+        index = len(self.workers.workers)
+
+        def on_exit():
+            self.exits.append(index)
+            return f"lost {index}"
+
+        arguments = (lambda count: (count,)) if restartable else (lambda count: ())
+        self.workers.add(Worker(f"worker-{index}", index, target, arguments, on_exit))
+        return self.workers.workers[index]
+
+    def steps(self, index=0):
+        return int(self.board.arrays["steps"][index])
+
+    def until(self, condition, check=False):
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"it did not happen within {PATIENCE:.0f} s; told: {self.told}"
+            if check:
+                self.workers.check()
+            time.sleep(0.01)
+
+    def until_error(self):
+        with pytest.raises(WorkerError) as caught:
+            self.until(lambda: False, check=True)
+        return caught.value
+
+
+@pytest.fixture
+def crew():
+    crews = []
+
+    def make(**arguments):
+        crews.append(Crew(**arguments))
+        return crews[-1]
+
+    yield make
+    for one in crews:
+        one.workers.kill()
+        for worker in one.workers.workers:
+            worker.process.join(PATIENCE)
+            assert not worker.process.is_alive()
+
+
+def kill(worker, number=signal.SIGKILL):
+    os.kill(worker.process.pid, number)
+    worker.process.join(PATIENCE)
+
+
+# -- failures -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_before_the_first_step_ends_the_run_with_the_workers_own_traceback(crew):
+    one = crew()
+    one.add(fail_at_once)
+    error = one.until_error()
+    assert str(error) == "worker-0 failed: ValueError: no luck, before its first step"
+    assert "--- traceback of worker-0 ---" in error.details
+    assert 'in fail_at_once\n    raise ValueError("no luck")' in error.details
+    assert one.exits == [0]
+
+
+def test_an_exception_later_is_told_with_its_traceback_and_the_worker_restarted(crew):
+    one = crew()
+    worker = one.add(fail_later, restartable=True)
+    pid = worker.process.pid
+    one.until(lambda: one.steps() > 1000, check=True)
+    assert "in fail_later" in one.told[0]
+    assert "second line" in one.told[0]
+    assert one.told[1] == (
+        f"worker-0 (pid {pid}) failed: ValueError: no luck in 0; lost 0; restarting it (1 of 3)"  # the first line alone
+    )
+    assert one.workers.restarts == 1
+
+
+def test_an_eof_error_of_the_workers_own_code_is_an_error_like_any_other(crew):
+    one = crew()
+    one.add(fail_with_eof)
+    error = one.until_error()
+    assert "EOFError: the environment's own pipe broke" in str(error)
+    assert "in fail_with_eof" in error.details
+
+
+def test_a_worker_that_exits_is_reported_with_its_exit_code(crew):
+    one = crew()
+    one.add(exit_three)
+    assert str(one.until_error()) == "worker-0 ended with exit code 3, before its first step"
+
+
+@pytest.mark.parametrize(("number", "hint"), [("SIGKILL", r" \(out of memory\?\)"), ("SIGTERM", "")])
+def test_a_killed_worker_is_replaced_by_a_new_incarnation(crew, number, hint):
+    one = crew()
+    first, second = one.add(work, restartable=True), one.add(work, restartable=True)
+    one.until(lambda: one.steps(0) and one.steps(1))
+    pid, other = first.process.pid, second.process.pid
+    kill(first, getattr(signal, number))
+    one.workers.check()
+    (line,) = one.told
+    assert re.fullmatch(
+        rf"worker-0 \(pid {pid}\) was killed by {number}{hint}; lost 0; restarting it \(1 of 3\)", line
+    )
+    assert (one.exits, first.count, second.count) == ([0], 1, 0)
+    assert first.process.pid != pid
+    assert second.process.pid == other
+    one.until(lambda: one.steps(0) > 1000)
+    assert one.steps(1) < 1000
+
+
+def test_one_death_more_than_max_restarts_ends_the_run(crew):
+    one = crew(max_restarts=2)
+    worker = one.add(work, restartable=True)
+    for death in range(3):
+        one.until(lambda steps=one.steps(): one.steps() > steps)
+        kill(worker)
+        if death < 2:
+            one.workers.check()
+    pid = worker.process.pid
+    with pytest.raises(WorkerError, match=rf"worker-0 \(pid {pid}\) .*SIGKILL.*lost 0; restarted 2 times already"):
+        one.workers.check()
+    assert one.exits == [0, 0, 0]
+    assert one.workers.restarts == 2
+    assert worker.process.pid == pid  # and no other was started
+
+
+def test_restarts_are_counted_for_each_worker_alone(crew):
+    one = crew(max_restarts=1)
+    both = [one.add(work, restartable=True), one.add(work, restartable=True)]
+    for worker in both:
+        one.until(lambda worker=worker: one.steps(worker.index))
+        kill(worker)
+        one.workers.check()
+    assert [worker.count for worker in both] == [1, 1]
+
+
+def test_deaths_longer_ago_than_the_window_are_forgiven(crew):
+    one = crew(max_restarts=1, window=0.0)
+    worker = one.add(work, restartable=True)
+    for _ in range(3):
+        one.until(lambda steps=one.steps(): one.steps() > steps)
+        kill(worker)
+        time.sleep(0.01)
+        one.workers.check()
+    assert worker.count == 3
+
+
+def test_a_worker_without_a_sign_of_life_is_killed_and_replaced(crew):
+    one = crew(timeout=0.5)
+    worker = one.add(fall_silent, restartable=True)
+    one.until(one.steps)
+    process = worker.process
+    one.workers.check()
+    assert worker.process is process  # not before its time
+    one.until(lambda: one.steps() > 1000, check=True)
+    assert process.exitcode == -signal.SIGKILL
+    assert one.told == [f"worker-0 (pid {process.pid}) gave no sign of life for 1 s; lost 0; restarting it (1 of 3)"]
+
+
+def test_a_worker_that_beats_without_steps_is_alive(crew):
+    one = crew(timeout=0.5)
+    one.add(work_quietly)
+    end = time.monotonic() + 1.2
+    while time.monotonic() < end:
+        one.workers.check()
+        time.sleep(0.02)
+    assert one.told == []
+
+
+def test_workers_are_replaced_when_their_fork_server_is_killed(crew):
+    one = crew()
+    workers = [one.add(work, restartable=True), one.add(work, restartable=True)]
+    one.until(lambda: one.steps(0) and one.steps(1))
+    old = [psutil.Process(worker.process.pid) for worker in workers]
+    server = psutil.Process(old[0].ppid())
+    assert server.pid != os.getpid()
+    server.kill()
+    one.until(lambda: all(one.steps(i) > 1000 for i in (0, 1)), check=True)
+    assert all(gone(process) for process in old)
+    assert [worker.count for worker in workers] == [1, 1]
+
+
+# -- the end --------------------------------------------------------------------------------------------------------------
+
+
+def test_stop_waits_for_workers_that_leave_and_says_nothing(crew):
+    one = crew()
+    workers = [one.add(work), one.add(work)]
+    one.until(lambda: one.steps(0) and one.steps(1))
+    start = time.monotonic()
+    one.workers.stop(deadline=PATIENCE)
+    assert time.monotonic() - start < 5
+    assert [worker.process.exitcode for worker in workers] == [0, 0]
+    assert one.told == []
+
+
+def test_stop_kills_who_is_late_and_names_them(crew):
+    one = crew(places=3)
+    workers = [one.add(be_deaf), one.add(work), one.add(be_deaf)]
+    one.until(lambda: all(one.steps(i) for i in range(3)))
+    start = time.monotonic()
+    one.workers.stop(deadline=1.0)
+    assert 1.0 <= time.monotonic() - start < 4.0  # one deadline for all, not one for each
+    assert [worker.process.exitcode for worker in workers] == [-9, 0, -9]
+    assert one.told == ["worker-0, worker-2 did not stop within 1 s and was killed"]
+
+
+def test_kill_ends_deaf_and_dead_workers_alike(crew):
+    one = crew()
+    workers = [one.add(be_deaf), one.add(be_deaf)]
+    one.until(lambda: one.steps(0) and one.steps(1))
+    kill(workers[0])
+    one.workers.kill()
+    for worker in workers:
+        worker.process.join(PATIENCE)
+        assert worker.process.exitcode == -signal.SIGKILL
+
+
+def test_no_signal_is_sent_to_the_number_of_a_process_that_is_dead_already(crew, monkeypatch):
+    one = crew()
+    worker = one.add(work, restartable=True)
+    one.until(one.steps)
+    kill(worker)
+    dead, sent, real = worker.process.pid, [], os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, number: (sent.append(pid), real(pid, number)))
+    one.workers.check()
+    one.workers.kill()
+    assert dead not in sent  # by now it may be anybody's
+    assert sent == [worker.process.pid]
+
+
+def test_children_ignore_ctrl_c(crew):
+    one = crew()
+    worker = one.add(work)
+    one.until(one.steps)
+    for _ in range(3):
+        os.kill(worker.process.pid, signal.SIGINT)
+    steps = one.steps()
+    one.until(lambda: one.steps() > steps + 10)
+    one.workers.check()
+    assert one.told == []
+
+
+def test_children_yield_to_the_parent_on_a_full_machine(crew):
+    one = crew(places=1)
+    one.add(show_niceness)
+    one.until(one.steps)
+    assert one.steps() == 100 + min(19, os.nice(0) + NICENESS)
+
+
+PARENT = """
+import sys, time
+from beast.workers import Board, Worker, Workers
+import test_workers as targets
+
+if __name__ == "__main__":
+    kinds = [targets.work, targets.be_deaf, targets.hold_the_interpreter, targets.fall_silent]
+    board = Board(len(kinds))
+    workers = Workers(board, 0, 60.0, print)
+    for index, kind in enumerate(kinds):
+        arguments = (0,) if kind is targets.fall_silent else ()
+        workers.add(Worker(f"w{index}", index, kind, lambda count, a=arguments: a, str))
+    while not board.arrays["steps"].all():
+        workers.check()
+        time.sleep(0.01)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_no_descendant_outlives_a_parent_that_was_killed(tmp_path, number):
+    script = tmp_path / "killed_parent.py"
+    script.write_text(PARENT)
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    with parent:
+        assert parent.stdout.readline() == "ready\n"
+        descendants = psutil.Process(parent.pid).children(recursive=True)
+        assert len(descendants) >= 6  # four workers, the fork server, the resource tracker
+        descendants[-1].suspend()  # even a stopped process goes
+        parent.send_signal(getattr(signal, number))
+        parent.wait(PATIENCE)
+        end = time.monotonic() + 2.0
+        while not all(gone(process) for process in descendants) and time.monotonic() < end:
+            time.sleep(0.02)
+        left = [process for process in descendants if not gone(process)]
+        for process in left:
+            process.kill()
+        assert left == []
+
+
+def gone(process):
+    """Whether a process has ended; a zombie has, nobody may be there to reap it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+# -- the board ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_board_adds_up_steps_and_seconds_of_its_workers(crew):
+    one = crew()
+    one.add(time_stages)
+    one.add(time_stages)
+    one.until(lambda: one.steps(0) and one.steps(1))
+    assert (one.steps(0), one.steps(1)) == (3, 4)
+    seconds = one.board.seconds()
+    assert set(seconds) == set(Board.STAGES)
+    assert 0.10 <= seconds["environment"] < 1.0
+    assert 0.04 <= seconds["wait"] < 1.0
+    assert seconds["inference"] == seconds["store"] == 0.0
+
+
+def test_children_are_forked_from_a_server_and_not_from_the_parent(crew):
+    one = crew()
+    worker = one.add(work)
+    assert psutil.Process(worker.process.pid).ppid() != os.getpid()
+    assert worker.process in multiprocessing.active_children()
