@@ -85,7 +85,7 @@ class LearnerConfig:
     """Learner"""
 
     trainer: str = "monobeast"
-    """monobeast: actors run their own forwards"""
+    """monobeast: actors run their own forwards; polybeast: one place batches the forwards of all who wait"""
     algorithm: str = "impala"
     """a file of beast/algorithms, or my_package.my_module with Config and loss"""
     model: str | None = None
@@ -107,8 +107,30 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "total_steps", "batch_size", "num_learner_threads")
-        _one_of(self, "trainer", ("monobeast",))
+        _one_of(self, "trainer", ("monobeast", "polybeast"))
         _one_of(self, "precision", ("auto", "float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """Inference (PolyBeast)"""
+
+    inference: str = "thread"
+    """thread: beside the learner; process: on its own"""
+    inference_min_batch: int = 1
+    """environments that must wait before a forward runs"""
+    inference_max_batch: int | None = None
+    """environments in a forward at most (default: num_actors)"""
+    inference_timeout_ms: float = 10.0
+    """milliseconds after which the longest waiting one is served in any case"""
+    weights_sync: str = "unroll"
+    """unroll: weights change between unrolls only; step: at any step"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "inference_min_batch", "inference_max_batch")
+        _at_least(self, 0, "inference_timeout_ms")
+        _one_of(self, "inference", ("thread", "process"))
+        _one_of(self, "weights_sync", ("unroll", "step"))
 
 
 @dataclass(frozen=True)
@@ -198,6 +220,7 @@ class Config:
     loss: Any
     """the algorithm's own Config"""
     optimiser: OptimiserConfig
+    inference: InferenceConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
@@ -230,6 +253,7 @@ class Config:
             "learner": LearnerConfig,
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
+            "inference": InferenceConfig,
             "run": RunConfig,
         }
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import IO, TextIO
 
-import rich.console
 from rich.columns import Columns
+from rich.console import Console, ConsoleRenderable, Group, RenderableType
 from rich.control import Control
 from rich.live import Live
 from rich.padding import Padding
@@ -60,7 +60,6 @@ class Report:
     policy_lag_mean: float | None = None
     policy_lag_max: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
-    """by stage"""
     env: Mapping[str, float] = field(default_factory=dict)
     """the environment's own metrics, means over the last games that had them"""
     extra: Mapping[str, float] = field(default_factory=dict)
@@ -91,8 +90,7 @@ def open_console(title: str, start: Report, live: bool | None) -> LiveConsole | 
     """
     stream = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None if the process was started with it closed
     if live is None:
-        can_draw = os.environ.get("TERM", "dumb") != "dumb" and "utf" in (stream.encoding or "").lower()
-        live = stream.isatty() and can_draw
+        live = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "utf" in (stream.encoding or "").lower()
     return LiveConsole(title, start, _Terminal(file=stream, highlight=False)) if live else PlainConsole(stream)
 
 
@@ -133,9 +131,12 @@ def _never_fail(stream: IO[str]) -> Iterator[None]:
     """Ignore that the stream cannot be written; where it is gone for good, write into the void from now on."""
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: it was closed
-        if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):  # a full disk may have room again
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # a full disk may have room again
             _mute(stream)
+    except ValueError:
+        if not stream.closed:
+            raise
 
 
 def _mute(stream: IO[str]) -> None:
@@ -157,10 +158,9 @@ class PlainConsole:
             f"step {report.step:,} of {report.total_steps:,}",
             f"{number(report.sps)} sps {number(report.fps)} fps",
             f"return {number(report.mean_episode_return)} ({report.window} ep)",
+            "loss " + (" ".join(f"{name} {value}" for name, value in _short(report.losses).items()) or "-"),
+            f"lag {number(report.policy_lag_mean)} max {number(report.policy_lag_max)}",
         ]
-        if report.losses:
-            parts.append("loss " + " ".join(f"{name} {value}" for name, value in _short(report.losses).items()))
-        parts.append(f"lag {number(report.policy_lag_mean)} max {number(report.policy_lag_max)}")
         changed = {name: value for name, value in report.extra.items() if self._extra.get(name, 0.0) != value}
         parts += [f"{name} {number(value)}" for name, value in {**report.env, **changed}.items()]
         parts.append(f"{clock(report.elapsed)} gone, {clock(report.left)} left")
@@ -179,7 +179,7 @@ class PlainConsole:
         """Nothing to undo."""
 
 
-class _Terminal(rich.console.Console):
+class _Terminal(Console):
     """Rich ends the program when its reader is gone; a run goes on."""
 
     def on_broken_pipe(self) -> None:
@@ -189,29 +189,27 @@ class _Terminal(rich.console.Console):
 class _Steady(Live):
     """Draws over the last picture, every line at full width; Rich erases it first, which flickers."""
 
-    def process_renderables(
-        self, renderables: list[rich.console.ConsoleRenderable]
-    ) -> list[rich.console.ConsoleRenderable]:
+    _width = 0
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         processed = super().process_renderables(renderables)
-        back = processed[0]
-        if isinstance(back, Control) and all(isinstance(item, Control) for item in renderables):  # no line goes above
+        back, width, self._width = processed[0], self._width, self.console.width
+        only_view = all(isinstance(item, Control) for item in renderables)  # no line goes above it
+        if isinstance(back, Control) and only_view and width == self._width:
             back.segment = back.segment._replace(text=back.segment.text.replace("\x1b[2K", ""))
         return processed
 
 
 class LiveConsole:
-    """A view at the foot of the terminal that redraws itself; lines told go above it.
+    """A view at the foot of the terminal that redraws itself; lines told go above it."""
 
-    The cursor stays visible: however the process ends, the terminal needs no repair.
-    """
-
-    def __init__(self, title: str, start: Report, terminal: rich.console.Console) -> None:
+    def __init__(self, title: str, start: Report, terminal: Console) -> None:
         self._title, self._report, self._reported, self._terminal = title, start, time.monotonic(), terminal
         self._closing = threading.Event()
         self._live = _Steady(console=terminal, get_renderable=self._view, auto_refresh=False, vertical_overflow="crop")
         with _never_fail(terminal.file):
             self._live.start()
-            terminal.show_cursor(True)
+            terminal.show_cursor(True)  # however the process ends, the terminal needs no repair
         self._drawer = threading.Thread(target=self._draw, name="console", daemon=True)
         self._drawer.start()
 
@@ -219,8 +217,7 @@ class LiveConsole:
         """Draw it from now on. What nothing new is known of since the last one stands."""
         old = {name: getattr(self._report, name) for name in ("losses", "policy_lag_mean", "policy_lag_max", "shares")}
         stands = {name: value for name, value in old.items() if getattr(report, name) in (None, {})}
-        self._report = replace(report, **stands)
-        self._reported = time.monotonic()
+        self._report, self._reported = replace(report, **stands), time.monotonic()
 
     def tell(self, line: str) -> None:
         """Print it above the view. Safe from several threads."""
@@ -239,18 +236,17 @@ class LiveConsole:
             with _never_fail(self._terminal.file):
                 self._live.refresh()
 
-    def _view(self) -> rich.console.RenderableType:
+    def _view(self) -> RenderableType:
         width = min(self._terminal.width, WIDTH) - 2  # a margin of one on both sides
         report, room = self._report, width - 9  # beside the labels
         since = 0.0 if self._closing.is_set() else time.monotonic() - self._reported
         left = report.left and max(0.0, report.left - since)
-
         rows = Table.grid(padding=(0, 1))
         rows.add_column(style=QUIET, width=8)
         rows.add_column(width=room)
 
-        def row(label: str, *content: rich.console.RenderableType) -> None:
-            rows.add_row(label, rich.console.Group(*content))
+        def row(label: str, *content: RenderableType) -> None:
+            rows.add_row(label, Group(*content))
 
         row("steps", _words(f"{report.step:,}", f" of {report.total_steps:,}"))
         row("speed", _words(number(report.sps), " steps/s   ", number(report.fps), " frames/s"))
@@ -269,12 +265,11 @@ class LiveConsole:
         row("")
         row("actors", *_stages(report.shares, room))
 
-        progress = Table.grid(padding=(0, 1))
-        progress.add_column(width=width - 8)
-        progress.add_column(width=7, justify="right", style="bold")
         done = min(1.0, report.step / max(report.total_steps, 1))
-        progress.add_row(ProgressBar(1.0, done, complete_style="cyan", finished_style="cyan"), f"{100 * done:.1f} %")
-        return Padding(rich.console.Group(Text(self._title, "bold"), progress, "", rows), (1, 1, 0, 1))
+        bar = ProgressBar(1.0, done, width=width - 8, complete_style="cyan", finished_style="cyan")
+        progress = Table.grid()
+        progress.add_row(bar, Text(f"{100 * done:6.1f} %", "bold"))
+        return Padding(Group(Text(self._title, "bold"), progress, "", rows), (1, 1, 0, 1))
 
 
 def _short(losses: Mapping[str, float]) -> dict[str, str]:
@@ -286,7 +281,7 @@ def _words(*words: str) -> Text:
     return Text.assemble(*zip(words, itertools.cycle(("", QUIET))))
 
 
-def _cells(values: Mapping[str, str]) -> rich.console.RenderableType:
+def _cells(values: Mapping[str, str]) -> RenderableType:
     """Names and numbers in columns that do not move when the numbers change."""
     widest = max(map(len, values), default=0)
     cells = [Text.assemble((f"{name:<{widest}} ", QUIET), f"{value:<9}") for name, value in values.items()]
@@ -296,8 +291,8 @@ def _cells(values: Mapping[str, str]) -> rich.console.RenderableType:
 def _stages(shares: Mapping[str, float], width: int) -> list[Text]:
     """A bar of `width` characters cut into shares, and its legend."""
     ends = [round(width * end) for end in itertools.accumulate(shares.values(), initial=0.0)]
-    bar, legend = Text(), Text("" if shares else "-")
+    bar, legend = Text(), Text()
     for (stage, share), start, end, (shade, style) in zip(shares.items(), ends, ends[1:], itertools.cycle(SHADES)):
         bar.append(shade * (end - start), style)
         legend.append(f"{shade} ", style).append(f"{stage} ", QUIET).append(f"{share:.0%}   ")
-    return [bar, legend] if shares else [legend]
+    return [bar, legend]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -82,12 +82,17 @@ class Policy:
     Args:
         choice: which model.
         dtype: what it computes in, the dtype of `weights`.
-        weights: where newer parameters come from; None: `load` them.
+        weights: where newer parameters come from; None: they are loaded into `model`.
         num_envs: E.
+        device: where it computes; arrays go in and come out all the same.
     """
 
-    def __init__(self, choice: ModelChoice, dtype: torch.dtype, weights: Weights | None, num_envs: int) -> None:
-        self.model = choice.build().to(dtype).eval().requires_grad_(False)
+    def __init__(
+        self, choice: ModelChoice, dtype: torch.dtype, weights: Weights | None, num_envs: int,
+        device: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        self.device = device or torch.device("cpu")
+        self.model = choice.build().to(self.device, dtype).eval().requires_grad_(False)
         self.distribution = choice.distribution()
         self.version = -1
         self._weights = weights
@@ -97,7 +102,12 @@ class Policy:
 
     def forget(self) -> None:
         """Back to the initial recurrent state."""
-        self.core_state: Nested = self.model.initial_state(self._num_envs)  # type: ignore[operator]
+        self.core_state = self.initial_state(self._num_envs)
+
+    def initial_state(self, num_envs: int) -> Nested:
+        """On the device, leaves `[num_envs, ...]`."""
+        state: Nested = self.model.initial_state(num_envs)  # type: ignore[operator]
+        return map_nested(lambda leaf: leaf.to(self.device), state)
 
     def refresh(self) -> int:
         """Take the newest weights; returns their version."""
@@ -106,10 +116,8 @@ class Policy:
             self.version = self._weights.read(self._flat)
         return self.version
 
-    # inference_mode from the very first call: a graph that hangs on a shared buffer leaks a little every step.
-    @torch.inference_mode()
     def act(self, env: EnvOutput, noise: Array | None) -> tuple[Array, Array]:
-        """One step for all environments.
+        """One step for all environments, the recurrent state carried along.
 
         Args:
             noise: `[E, noise_size]` for a draw; None: the most likely action.
@@ -117,19 +125,42 @@ class Policy:
         Returns:
             actions `[E]` (+ `[N]`) as stored, and the logits `[E, P]` float32 that they were drawn from.
         """
+        action, logits, self.core_state = self.forward(env, noise, self.core_state)
+        return action, logits
+
+    # inference_mode from the very first call: a graph that hangs on a shared buffer leaks a little every step.
+    @torch.inference_mode()
+    def forward(self, env: Seen, noise: Array | None, core_state: Nested) -> tuple[Array, Array, Nested]:
+        """`act` for any environments and any state; returns actions, logits and the new state."""
+
+        def row(array: Array) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device, non_blocking=True).unsqueeze(0)
+
         inputs = ModelInput(
-            map_nested(lambda x: torch.from_numpy(x).unsqueeze(0), env.observation),
-            *(torch.from_numpy(x).unsqueeze(0) for x in (env.reward, env.last_action, env.first)),
+            map_nested(row, env.observation), *(row(x) for x in (env.reward, env.last_action, env.first))
         )
-        output, self.core_state = self.model(inputs, self.core_state)
+        output, core_state = self.model(inputs, core_state)
         logits = output.policy_logits.squeeze(0)
         draw = self.distribution
-        action = draw.mode(logits) if noise is None else draw.sample(logits, torch.from_numpy(noise))
-        return action.numpy(), logits.numpy()
+        action = draw.mode(logits) if noise is None else draw.sample(logits, row(noise).squeeze(0))
+        return action.cpu().numpy(), logits.cpu().numpy(), core_state
 
     def state(self) -> Nested:
         """The recurrent state as arrays `[E, ...]`."""
-        return map_nested(lambda leaf: leaf.numpy(), self.core_state)
+        return map_nested(lambda leaf: leaf.cpu().numpy(), self.core_state)
+
+
+class Seen(Protocol):
+    """The part of an EnvOutput that a policy looks at."""
+
+    @property
+    def observation(self) -> Nested: ...
+    @property
+    def reward(self) -> Array: ...
+    @property
+    def last_action(self) -> Array: ...
+    @property
+    def first(self) -> Array: ...
 
 
 def seed_for(seed: int, stream: str, *indices: int) -> int:

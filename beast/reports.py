@@ -48,19 +48,19 @@ class Reports:
         live: bool | None = None, title: str = "",
     ) -> None:  # fmt: skip
         self._total_steps, self._action_repeat = total_steps, action_repeat
-        self._sinks: list[_Table | _Events] = []
+        self._files: list[_Table | _Events] = []
         self._log = Path(os.devnull)
         self._disk_failed = False
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._sinks = [_Table(folder / "logs.csv", start_step), _Events(folder, start_step, self.tell)]
+            self._files = [_Table(folder / "logs.csv", start_step), _Events(folder, start_step, self.tell)]
             self._log = folder / "log.txt"
 
         self._lock = threading.Lock()  # of what learner threads add to
-        self._means, self._lag_max = _Means(), 0
-        self._lag: dict[str, float] = {}
-        self._returns: deque[float] = deque(maxlen=WINDOW)
-        self._lengths: deque[int] = deque(maxlen=WINDOW)
+        self._sums: dict[str, tuple[torch.Tensor | float, int]] = {}  # and counts; tensors stay on their device
+        self._lags = (0, 0, 0)  # count, sum, maximum
+        self._last_lag: dict[str, float] = {"mean": 0.0, "max": 0}
+        self._games: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # return, steps
         self._env: dict[str, deque[float]] = {}
         self._episodes = 0
 
@@ -77,8 +77,7 @@ class Reports:
         with self._lock:
             self._episodes += len(episodes)
             for episode in episodes:
-                self._returns.append(episode.episode_return)
-                self._lengths.append(episode.episode_steps)
+                self._games.append((episode.episode_return, episode.episode_steps))
                 for name, value in episode.metrics.items():
                     if not math.isnan(value):
                         self._env.setdefault(name, deque(maxlen=WINDOW)).append(value)
@@ -89,13 +88,16 @@ class Reports:
         Safe from several threads; never waits for a device.
         """
         with self._lock:
-            self._means.add({**metrics, "policy_lag": policy_lags.double().mean()})
-            self._lag_max = max(self._lag_max, int(policy_lags.max()))
+            for name, value in metrics.items():
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = total + value.detach().float(), count + 1
+            number, lags, most = self._lags
+            self._lags = number + policy_lags.numel(), lags + int(policy_lags.sum()), max(most, int(policy_lags.max()))
 
     def lag(self) -> dict[str, float]:
-        """`mean` and `max` of the policy lag in updates, at the last report that an update came before."""
+        """`mean` and `max` of the policy lag in updates since the last report; if there was no update, before it."""
         with self._lock:
-            return dict(self._lag)
+            return _mean_max(*self._lags) or self._last_lag
 
     # -- what is said about it ----------------------------------------------------------------------------------------
 
@@ -114,21 +116,17 @@ class Reports:
             The row; what is not known (yet) is not in it.
         """
         with self._lock:
-            means, lag_max = self._means, self._lag_max
-            self._means, self._lag_max = _Means(), 0
-            returns, lengths, episodes = list(self._returns), list(self._lengths), self._episodes
+            sums, lag = self._sums, _mean_max(*self._lags)
+            self._sums, self._lags, self._last_lag = {}, (0, 0, 0), lag or self._last_lag
+            games, episodes = list(self._games), self._episodes
             env = {name: sum(values) / len(values) for name, values in self._env.items()}
-        losses = means.take()  # here the device is waited for
-        lag = {"mean": losses.pop("policy_lag"), "max": lag_max} if losses else {}
-        self._lag = lag or self._lag
         now = (time.monotonic(), step)
         sps, pace = _pace(self._marks[-1], now), _pace(self._marks[0], now)
         self._marks.append(now)
-        mean_return = sum(returns) / len(returns) if returns else None
+        mean_return, mean_steps = (sum(x) / len(x) for x in zip(*games, strict=True)) if games else (None, None)
         if mean_return is not None:
-            self._history.append((step, mean_return))
-            if len(self._history) > HISTORY:
-                del self._history[1::2]
+            thinned = self._history[:: 2 if len(self._history) >= HISTORY else 1]
+            self._history = [*thinned, (step, mean_return)]
         report = Report(
             total_steps=self._total_steps,
             step=step,
@@ -139,11 +137,11 @@ class Reports:
             sps=sps,
             fps=sps * self._action_repeat,
             episodes=episodes,
-            window=len(returns),
+            window=len(games),
             mean_episode_return=mean_return,
-            mean_episode_steps=sum(lengths) / len(lengths) if lengths else None,
+            mean_episode_steps=mean_steps,
             history=tuple(self._history),
-            losses=losses,
+            losses={name: float(total) / count for name, (total, count) in sums.items()},  # waits for the device
             learning_rate=learning_rate,
             policy_lag_mean=lag.get("mean"),
             policy_lag_max=lag.get("max"),
@@ -152,8 +150,8 @@ class Reports:
             extra=extra or {},
         )
         self._stages = dict(stages)
-        for sink in self._sinks:
-            self._try(sink.write, report)
+        for file in self._files:
+            self._try(file.write, report)
         self._console.show(report)
         return {name: value for name, value in _row(report).items() if value is not None}
 
@@ -174,14 +172,11 @@ class Reports:
                 self._disk_failed = True
                 self._console.tell(f"cannot write logs ({error}); training goes on, each report tries again")
 
-    # -- resuming -----------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """What goes on in a resumed run: the last games, their count, seconds so far, the curve. Plain types only."""
         with self._lock:
             return {
-                "returns": list(self._returns),
-                "lengths": list(self._lengths),
+                "games": list(self._games),
                 "env": {name: list(values) for name, values in self._env.items()},
                 "episodes": self._episodes,
                 "elapsed": time.monotonic() - self._started,
@@ -191,27 +186,14 @@ class Reports:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Before the first report."""
         with self._lock:
-            self._returns.extend(state["returns"])
-            self._lengths.extend(state["lengths"])
+            self._games.extend((game[0], game[1]) for game in state["games"])
             self._env = {name: deque(values, maxlen=WINDOW) for name, values in state["env"].items()}
             self._episodes, self._history = state["episodes"], list(state["history"])
             self._started -= state["elapsed"]
 
 
-class _Means:
-    """Running means of scalar tensors by name, each kept on its device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+def _mean_max(count: int, total: int, most: int) -> dict[str, float]:
+    return {"mean": total / count, "max": most} if count else {}
 
 
 def _pace(before: tuple[float, int], after: tuple[float, int]) -> float:
@@ -250,7 +232,7 @@ class _Table:
         self._path = path
         self._columns: list[str] = []
         if rows := self._read():
-            self._rewrite(list(rows[0]), [row for row in rows if float(row.get("step") or "inf") <= last_step])
+            self._rewrite(list(rows[0]), [row for row in rows if int(row["step"]) <= last_step])
 
     def write(self, report: Report) -> None:
         row = {name: f"{value:.12g}" for name, value in _row(report).items() if value is not None}
@@ -263,7 +245,7 @@ class _Table:
         if not self._path.exists():
             return []
         whole, _, _ = self._path.read_text("utf-8", "replace").rpartition("\n")  # a crash may have cut the last line
-        return list(csv.DictReader(whole.splitlines(), restval=""))
+        return [row for row in csv.DictReader(whole.splitlines(), restval="") if row.get("step", "").isdigit()]
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         data = _lines(columns, [dict(zip(columns, columns, strict=True)), *rows])
@@ -285,7 +267,8 @@ class _Events:
 
     def __init__(self, folder: Path, start_step: int, tell: Callable[[str], None]) -> None:
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
-        self._start_step, self._tell, self._usable = start_step, tell, True
+        self._start_step, self._tell = start_step, tell
+        self._usable, self._begun = True, False
 
     def write(self, report: Report) -> None:
         if not self._usable:
@@ -299,7 +282,7 @@ class _Events:
             self._tell(f"no TensorBoard events ({type(error).__name__}: {error})".splitlines()[0])
             return
         events = []
-        if not self._path.exists():
+        if not self._begun:
             # The second tells TensorBoard to forget what an earlier part of the run wrote from that step on.
             start = SessionLog(status=SessionLog.START)
             events = [Event(file_version="brain.Event:2"), Event(step=self._start_step + 1, session_log=start)]
@@ -315,3 +298,4 @@ class _Events:
             event.wall_time = time.time()
             RecordWriter(data).write(event.SerializeToString())
         _append(self._path, data.getvalue())
+        self._begun = True

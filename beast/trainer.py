@@ -75,11 +75,15 @@ class Trainer:
         self.weights = Weights(self.learner.flat.numel(), task.dtype)
         self.weights.publish(self.learner.flat, self.learner.updates)
         self.store = UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
-        self.board = Board(config.actors.processes + 1)  # the last place is the evaluator's
+        self.board = Board(config.actors.processes + 2)  # hosts, inference, evaluator
         self.workers = Workers(self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell)
         self.seconds = dict.fromkeys(("wait", "batch", "learn", "publish"), 0.0)
         """The learner threads' time by stage since the start."""
 
+        self.inference_statistics: Any = None
+        """Of PolyBeast's batches, for profile."""
+        self._num_ports = 0
+        self._threads: list[threading.Thread] = []
         self._serial: tuple[SerialActors, WorkerPort] | None = None
         self._evaluator: Evaluator | None = None
         self._learn_lock = threading.Lock()
@@ -101,27 +105,51 @@ class Trainer:
         self,
         name: str,
         target: Callable[..., None],
-        group: int,
-        make_arguments: Callable[[WorkerPort, int], tuple[Any, ...]],
+        groups: list[int],
+        make_arguments: Callable[[list[WorkerPort], int], tuple[Any, ...]],
     ) -> None:
-        """Start a process that writes `group` unrolls at a time.
+        """Start a process.
 
         Args:
-            make_arguments: from its port and its incarnation to the target's arguments after its Context.
+            groups: for each of its ports to the store, how many unrolls it writes at a time; none: it writes none.
+            make_arguments: from its ports and its incarnation to the target's arguments after its Context.
         """
         index = len(self.workers.workers)
+        first_port = self._num_ports
+        self._num_ports += len(groups)
 
         def arguments(restarts: int) -> tuple[Any, ...]:
-            return make_arguments(self.store.attach(index, group), self.incarnation(restarts))
+            ports = [self.store.attach(first_port + i, group) for i, group in enumerate(groups)]
+            return make_arguments(ports, self.incarnation(restarts))
 
         def on_exit() -> str:
-            return f"{self.store.detach(index)} unfinished unrolls discarded"
+            lost = sum(self.store.detach(first_port + i) for i in range(len(groups)))
+            return f"{lost} unfinished unrolls discarded"
 
         self.workers.add(Worker(name, index, target, arguments, on_exit))
 
     def incarnation(self, restarts: int = 0) -> int:
         """Distinct for each life of a process over all resumes: random streams start afresh in each."""
         return self.resumes * 1_000_000 + restarts
+
+    def start_thread(self, name: str, target: Callable[[], None]) -> None:
+        """Start a thread that the run depends on: it ends when `stopping`, and its failure is the run's."""
+
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:
+                self._failure = self._failure or error
+            finally:
+                self._wake.set()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
 
     def set_serial(self, make: Callable[[UnrollWriter], SerialActors]) -> None:
         """Serial mode: all actors in this process, between updates."""
@@ -148,7 +176,7 @@ class Trainer:
                     self._evaluator = Evaluator(self.task, self.config, self.weights, self.learner.steps)
                 host(self)
                 if self._evaluator:
-                    self._evaluator.start(self.workers, index=self.config.actors.processes)
+                    self._evaluator.start(self.workers, index=len(self.workers.workers))
                 self._loop()
             except BaseException as error:
                 self._failure = self._failure or error
@@ -159,51 +187,36 @@ class Trainer:
         return 128 + self._signal if self._signal else 0
 
     def _loop(self) -> None:
-        threads = []
         if self._serial is None:
-            threads = [
-                threading.Thread(target=self._learner_thread, name=f"learner-{i}", daemon=True)
-                for i in range(self.config.learner.num_learner_threads)
-            ]
-        for thread in threads:
-            thread.start()
+            for i in range(self.config.learner.num_learner_threads):
+                self.start_thread(f"learner-{i}", self._learn)
         run = self.config.run
         next_report = time.monotonic() + run.report_every
         next_checkpoint = time.monotonic() + 60 * run.checkpoint_every
-        try:
-            while not self._finished():
-                if self._serial is not None:
-                    self._serial_round()
-                else:
-                    self._wake.wait(0.1)
-                self.workers.check()
-                if self._evaluator and self._evaluator.due(self.learner.steps):
-                    self._evaluator.request(self.learner.steps)
-                now = time.monotonic()
-                if now >= next_report:
-                    self.report()
-                    next_report = now + run.report_every
-                if now >= next_checkpoint:
-                    self.save()
-                    next_checkpoint = now + 60 * run.checkpoint_every
-        finally:
-            self._stopping = True
-            for thread in threads:
-                thread.join(60.0)
+        while not self._finished():
+            if self._serial is not None:
+                self._serial_round()
+            else:
+                self._wake.wait(0.1)
+            self.workers.check()
+            if self._evaluator and self._evaluator.due(self.learner.steps):
+                self._evaluator.request(self.learner.steps)
+            now = time.monotonic()
+            if now >= next_report:
+                self.report()
+                next_report = now + run.report_every
+            if now >= next_checkpoint:
+                self.save()
+                next_checkpoint = now + 60 * run.checkpoint_every
 
     def _finished(self) -> bool:
         if self._failure is not None:
             raise self._failure
         return self._asked_to_stop or self.learner.steps >= self.config.learner.total_steps
 
-    def _learner_thread(self) -> None:
-        try:
-            while not self._stopping and self.learner.steps < self.config.learner.total_steps:
-                self.learn_once(timeout=0.2)
-        except BaseException as error:
-            self._failure = error
-        finally:
-            self._wake.set()
+    def _learn(self) -> None:
+        while not self._stopping and self.learner.steps < self.config.learner.total_steps:
+            self.learn_once(timeout=0.2)
 
     def learn_once(self, timeout: float) -> bool:
         """Wait for a batch, learn from it, publish; False if none came in time. Safe from several threads."""
@@ -314,6 +327,8 @@ class Trainer:
         """Actors, evaluator, learner threads, checkpoint, reports; nothing is left behind."""
         self._stopping = True
         self.workers.stop(STOP_DEADLINE)
+        for thread in self._threads:
+            thread.join(60.0)
         if self._serial is not None:
             self._serial[0].close()
         path = None

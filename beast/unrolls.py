@@ -135,6 +135,10 @@ class WorkerPort:
         free_fd, full_fd = (fd.detach() for fd in state["fds"])
         self.__init__(state["spec"], state["shared"], free_fd, full_fd, state["group"])  # type: ignore[misc]
 
+    def fileno(self) -> int:
+        """Readable when slots are there to `acquire` (for poll)."""
+        return self._free_fd
+
     def acquire(self, timeout: float) -> Array | None:
         """`[group]` free slots, or None if none came within `timeout` seconds.
 

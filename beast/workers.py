@@ -279,6 +279,13 @@ def leave_with_parent() -> None:
 
     parent = multiprocessing.parent_process()
     if parent is not None:
+        # Each child is given the descriptor that keeps the fork server alive. As long as a single child is stopped, or
+        # stuck in C so that the watch below cannot run, the server would outlive the parent, and so would that child.
+        server: Any = multiprocessing.forkserver._forkserver
+        if (alive := getattr(server, "_forkserver_alive_fd", None)) is not None:
+            os.close(alive)
+            server._forkserver_alive_fd = None
+
         sentinel = parent.sentinel
 
         def watch() -> None:

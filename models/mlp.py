@@ -47,5 +47,5 @@ def _vectors(space: Any, observation: Nested, dtype: torch.dtype) -> list[torch.
         return [vector for key, part in _parts(space) for vector in _vectors(part, observation[key], dtype)]
     if isinstance(space, gymnasium.spaces.Discrete):
         return [F.one_hot((observation - int(space.start)).long(), int(space.n)).to(dtype)]
-    x = observation.flatten(1).to(dtype)
+    x = observation.reshape(len(observation), -1).to(dtype)  # a scalar Box has no axis to flatten
     return [x / 255.0 if space.dtype.name == "uint8" else x]

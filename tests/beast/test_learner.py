@@ -124,9 +124,7 @@ def test_rmsprop_follows_the_published_sequences(form, epsilon):
 @FORMS
 def test_momentum_is_that_of_its_form(form):
     gradients = [0.5, -0.25, 1.0, 0.125]
-    learner, push = make_pushed(
-        [0.0], learning_rate=0.01, alpha=0.9, epsilon=0.1, momentum=0.8, rmsprop_form=form
-    )
+    learner, push = make_pushed([0.0], learning_rate=0.01, alpha=0.9, epsilon=0.1, momentum=0.8, rmsprop_form=form)
     p, mean_square, buffer = 0.0, 1.0 if form == "tf" else 0.0, 0.0
     for g in gradients:
         push([g])
@@ -144,9 +142,7 @@ class TestClipping:
     DESCENT = {"learning_rate": 1e6, "epsilon": 1e12, "rmsprop_form": "tf"}  # noqa: RUF012
 
     def descend(self, clip, *gradients, dtype=torch.float32):
-        learner, push = make_pushed(
-            [0.0, 0.0], [[0.0, 0.0]], grad_norm_clipping=clip, dtype=dtype, **self.DESCENT
-        )
+        learner, push = make_pushed([0.0, 0.0], [[0.0, 0.0]], grad_norm_clipping=clip, dtype=dtype, **self.DESCENT)
         metrics = push(*gradients)
         return -learner.flat.float(), metrics["grad_norm"]
 
@@ -248,9 +244,7 @@ def test_the_models_parameters_are_views_of_the_flat_vector_before_and_after_a_l
 
 
 def test_bfloat16_models_learn_in_steps_that_bfloat16_cannot_hold():
-    learner, push = make_pushed(
-        [1.0], dtype=torch.bfloat16, learning_rate=1e-3 * 1e6, epsilon=1e12, rmsprop_form="tf"
-    )
+    learner, push = make_pushed([1.0], dtype=torch.bfloat16, learning_rate=1e-3 * 1e6, epsilon=1e12, rmsprop_form="tf")
     assert learner.flat.dtype == torch.bfloat16
     seen = []
     for _ in range(8):
@@ -384,9 +378,7 @@ def test_the_loss_falls_over_repeated_steps_on_one_batch(form):
 
 def test_the_policy_learns_what_was_rewarded():
     torch.manual_seed(0)
-    learner = make_learner(
-        mlp.Model(VECTOR, DISCRETE), impala.loss, impala.Config(discounting=0.0), learning_rate=1e-3
-    )
+    learner = make_learner(mlp.Model(VECTOR, DISCRETE), impala.loss, impala.Config(discounting=0.0), learning_rate=1e-3)
     for seed in range(60):
         batch = random_batch(seed)
         reward = torch.zeros(T + 1, B)

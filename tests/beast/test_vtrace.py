@@ -70,10 +70,12 @@ def equation_1(
             vs.append(total)
         vs.append(bootstrap[column])
         all_vs.append(vs[:-1])
-        all_advantages.append([
-            clip(ratio[s], clip_pg_rho_threshold) * (r[column][s] + gamma[column][s] * vs[s + 1] - V[s])
-            for s in range(steps)
-        ])
+        all_advantages.append(
+            [
+                clip(ratio[s], clip_pg_rho_threshold) * (r[column][s] + gamma[column][s] * vs[s + 1] - V[s])
+                for s in range(steps)
+            ]
+        )
     return tuple(torch.tensor(x, dtype=torch.float64).T.reshape(shape) for x in (all_vs, all_advantages))
 
 
@@ -115,9 +117,7 @@ def test_defaults_clip_all_three_weights_at_one():
     case = random_case(seed=12)
     explicit = vtrace.from_importance_weights(**case, clip_rho_threshold=1.0, clip_pg_rho_threshold=1.0)
     spelled_out = equation_1(**case, clip_c_threshold=1.0, trace_lambda=1.0)
-    for default, clipped, expected in zip(
-        vtrace.from_importance_weights(**case), explicit, spelled_out, strict=True
-    ):
+    for default, clipped, expected in zip(vtrace.from_importance_weights(**case), explicit, spelled_out, strict=True):
         assert torch.equal(default, clipped)
         assert_close(default, expected, **TIGHT)
 
@@ -209,9 +209,7 @@ def test_results_have_the_dtype_and_shape_of_the_values(dtype):
         assert result.shape == (T, B)
 
 
-@pytest.mark.parametrize(
-    ("name", "rank"), [("discounts", 2), ("rewards", 2), ("values", 2), ("bootstrap_value", 1)]
-)
+@pytest.mark.parametrize(("name", "rank"), [("discounts", 2), ("rewards", 2), ("values", 2), ("bootstrap_value", 1)])
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_rank_mismatch_names_both_ranks(name, rank, change):
     case = random_case(seed=21)

@@ -204,11 +204,13 @@ def test_value_targets_by_hand(ends, targets):
 
 def test_row_0_tells_of_the_action_before_the_unroll_and_counts_for_nothing():
     outputs, batch = random_case(seed=6)
-    changed = batch._replace(**{
-        name: torch.cat([~x[:1] if x.dtype == torch.bool else x[:1] + 7, x[1:]])
-        for name, x in batch._asdict().items()
-        if name in ("reward", "terminated", "truncated", "first")
-    })
+    changed = batch._replace(
+        **{
+            name: torch.cat([~x[:1] if x.dtype == torch.bool else x[:1] + 7, x[1:]])
+            for name, x in batch._asdict().items()
+            if name in ("reward", "terminated", "truncated", "first")
+        }
+    )
     for one, other in zip(gradients(outputs, batch)[1:], gradients(outputs, changed)[1:], strict=True):
         assert torch.equal(one, other)
 

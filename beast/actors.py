@@ -1,0 +1,120 @@
+"""What actors are in both beasts: environments, a random stream each, and the rows of the unrolls that they write.
+
+Who chooses the actions is left open: MonoBeast asks a policy in the same process, PolyBeast one that serves many.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from beast.data import Array, Nested
+from beast.envs import EnvChoice
+from beast.policy import ModelChoice, seed_for
+from beast.unrolls import UnrollWriter
+
+
+class Stopwatch(Protocol):
+    """What actors report to: a worker's Context, or `Unwatched`."""
+
+    @property
+    def stopping(self) -> bool: ...
+    def beat(self, steps: int = 0) -> None: ...
+    def stage(self, name: str) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class ActorArguments:
+    """Which actors, where, and how their random streams begin."""
+
+    env: EnvChoice
+    model: ModelChoice
+    actors: tuple[int, ...]
+    """Their numbers, from `0 .. num_actors - 1` over the whole run."""
+    seed: int
+    incarnation: int
+    """Distinct for each restart of the process and each resume of the run: fresh streams each time."""
+    unroll_length: int
+
+
+class ActorGroup:
+    """E actors stepped together: one environment and one unroll each, T steps at a time.
+
+    `begin` an unroll, `remember` the recurrent state before row 0, then `step` T times.
+    """
+
+    def __init__(self, arguments: ActorArguments, writer: UnrollWriter, watch: Stopwatch) -> None:
+        a = arguments
+        self._writer, self._watch, self._unroll_length = writer, watch, a.unroll_length
+        self._distribution = a.model.distribution()
+        self._envs = a.env.make_group([seed_for(a.seed, "env", actor, a.incarnation) for actor in a.actors])
+        # A stream for each actor, so that the numbers do not depend on how actors are spread over processes.
+        self._generators = [
+            np.random.default_rng(seed_for(a.seed, "actions", actor, a.incarnation)) for actor in a.actors
+        ]
+        self.env = self._envs.reset()
+        """The row that the policy must answer."""
+        self.row = self._unroll_length
+        """Its number in the unroll; T: the unroll is complete, and this is row 0 of the next."""
+        watch.beat()
+
+    def begin(self, slots: Array) -> None:
+        """Start one unroll for each actor, in these slots."""
+        self._slots = slots
+        self._noise = np.stack([self._distribution.noise(g, self._unroll_length) for g in self._generators], axis=1)
+        self.row = 0
+
+    @property
+    def noise(self) -> Array:
+        """`[E, noise_size]`: what this row's actions are to be drawn with."""
+        noise: Array = self._noise[self.row]
+        return noise
+
+    def remember(self, core_state: Nested) -> None:
+        """Store the recurrent state `[E, ...]` before row 0."""
+        self._writer.begin(self._slots, core_state)
+
+    def step(self, action: Array, logits: Array, policy_version: int) -> bool:
+        """Write this row, act, arrive at the next; True when the unroll is complete."""
+        with self._watch.stage("store"):
+            self._writer.write_env(self._slots, self.row, self.env)
+            self._writer.write_agent(self._slots, self.row, action, logits, policy_version)
+        with self._watch.stage("environment"):
+            self.env = self._envs.step(action)
+        self._watch.beat(len(self._slots))
+        self.row += 1
+        if self.row < self._unroll_length:
+            return False
+        self._writer.write_env(self._slots, self.row, self.env)
+        return True
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+def spread(num_actors: int, num_processes: int) -> list[tuple[int, ...]]:
+    """Actor numbers for each process, as even as can be."""
+    return [tuple(int(i) for i in part) for part in np.array_split(np.arange(num_actors), num_processes)]
+
+
+class Unwatched:
+    """A stopwatch for actors that share the learner's process."""
+
+    stopping = False
+
+    def beat(self, steps: int = 0) -> None:
+        pass
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        return _nothing
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+_nothing = _Nothing()

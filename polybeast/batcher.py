@@ -1,0 +1,77 @@
+"""The rule of dynamic batching: who is served when, and with whom. Pure bookkeeping; knows no pipe and no model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+from polybeast.mailbox import Request
+
+
+class Waiting(NamedTuple):
+    """A request in the queue."""
+
+    request: Request
+    since: float
+    """When it came, in seconds of a monotonic clock."""
+
+
+class Batcher:
+    """Requests in order of arrival, until enough environments wait or the oldest has waited long enough.
+
+    Args:
+        sizes: environments in each group.
+        min_batch, max_batch: environments in a batch; a batch never splits a group.
+        timeout: seconds after which the oldest request is served whatever else waits.
+
+    Raises:
+        ValueError: if a group alone is larger than max_batch.
+    """
+
+    def __init__(self, sizes: dict[int, int], min_batch: int, max_batch: int, timeout: float) -> None:
+        if max(sizes.values()) > max_batch:
+            raise ValueError(
+                f"--inference_max_batch {max_batch} is smaller than a group of {max(sizes.values())} environments: "
+                "raise it, or --num_actor_processes"
+            )
+        self._sizes, self._min_batch, self._max_batch, self._timeout = sizes, min_batch, max_batch, timeout
+        self._waiting: OrderedDict[int, Waiting] = OrderedDict()  # by group
+        self._served: dict[int, int] = {}  # group -> ticket
+
+    def add(self, request: Request, now: float) -> bool:
+        """Queue a request; False if it only repeats one that waits or was served."""
+        if self._served.get(request.group) == request.ticket:
+            return False
+        if (waiting := self._waiting.get(request.group)) is not None:
+            # A new worker's, perhaps, in the place of a dead one.
+            self._waiting[request.group] = Waiting(request, waiting.since)
+            return waiting.request.ticket != request.ticket
+        self._waiting[request.group] = Waiting(request, now)
+        return True
+
+    def next_batch(self, now: float, kind: Callable[[int], Hashable] = lambda group: None) -> list[Waiting]:
+        """The requests to serve now, oldest first; empty if it is too early.
+
+        Args:
+            kind: only groups of one kind share a batch (those that act with one version of the policy).
+        """
+        if not self._waiting:
+            return []
+        oldest = next(iter(self._waiting))
+        chosen, size = [], 0
+        for group in self._waiting:
+            if kind(group) == kind(oldest) and size + self._sizes[group] <= self._max_batch:
+                chosen.append(group)
+                size += self._sizes[group]
+        if size < min(self._min_batch, self._max_batch) and self.patience(now):
+            return []
+        batch = [self._waiting.pop(group) for group in chosen]
+        self._served.update(waiting.request for waiting in batch)
+        return batch
+
+    def patience(self, now: float) -> float | None:
+        """Seconds until the oldest request must be served; None if none waits."""
+        if not self._waiting:
+            return None
+        return max(0.0, next(iter(self._waiting.values())).since + self._timeout - now)

@@ -1,0 +1,122 @@
+"""The environment worker: steps environments and writes unrolls; it never sees a model.
+
+Its environments form two groups: while one waits for its actions, the other steps.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from beast.actors import ActorArguments, ActorGroup, Stopwatch
+from beast.data import Array
+from beast.system import keep_freed_memory
+from beast.unrolls import UnrollWriter, WorkerPort
+from beast.workers import Context
+from polybeast.mailbox import Line, Mailbox, Request
+
+PATIENCE = 1.0  # seconds without an answer after which a request is made again (inference may have been restarted)
+
+
+class RemoteActors:
+    """An ActorGroup whose policy is somewhere else: `ask`, and when the answer is there, `take` it."""
+
+    def __init__(
+        self, group: int, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, watch: Stopwatch
+    ) -> None:
+        self.group, self._mailbox = group, mailbox
+        self._places = places_of(arguments.actors)
+        self._actors = ActorGroup(arguments, writer, watch)
+        # No two lives of a worker use the same tickets, so that an answer to a dead one is told apart.
+        self.ticket = (arguments.incarnation * 0x9E3779B1 + 1) & 0x3FFFFFFF
+        self.slots: Array | None = None
+        self.asked = 0.0
+
+    def begin(self, slots: Array) -> Request:
+        """Start an unroll in these slots; returns the first request."""
+        self.slots = slots
+        self._actors.begin(slots)
+        return self.ask()
+
+    def ask(self) -> Request:
+        """Leave this row in the mailbox."""
+        actors = self._actors
+        self._mailbox.post(self._places, actors.env, actors.noise, opening=actors.row == 0)
+        self.ticket = (self.ticket + 1) & 0x7FFFFFFF
+        return self.repeat()
+
+    def repeat(self) -> Request:
+        """The request as it stands."""
+        self.asked = time.monotonic()
+        return Request(self.group, self.ticket)
+
+    def take(self) -> bool:
+        """Act on the answer; True when the unroll is complete."""
+        if self._actors.row == 0:
+            self._actors.remember(self._mailbox.core_state(self._places))
+        return self._actors.step(*self._mailbox.answer(self._places))
+
+    def close(self) -> None:
+        self._actors.close()
+
+
+def places_of(actors: tuple[int, ...]) -> slice:
+    """Where a group's rows lie in the mailbox: actors of a group follow each other."""
+    return slice(actors[0], actors[-1] + 1)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A worker's pipes: the shared one for requests, its own for answers."""
+
+    requests: Line
+    answers: Line
+
+
+def run(
+    context: Context,
+    ports: list[WorkerPort],
+    groups: list[int],
+    arguments: list[ActorArguments],
+    mailbox: Mailbox,
+    lines: Lines,
+) -> None:
+    """The body of an environment worker.
+
+    Args:
+        ports: to the store, one a group.
+        groups: the groups' numbers.
+        arguments: one a group.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    actors = {
+        group: RemoteActors(group, a, mailbox, port.writer, context)
+        for group, a, port in zip(groups, arguments, ports, strict=True)
+    }
+    port_of = dict(zip(groups, ports, strict=True))
+    while not context.stopping:
+        context.beat()
+        for group, a in actors.items():
+            if a.slots is None and (slots := port_of[group].acquire(timeout=0.0)) is not None:
+                lines.requests.send([a.begin(slots)])
+        idle = [port_of[group] for group, a in actors.items() if a.slots is None]
+        with context.stage("wait"):
+            Line.wait([lines.answers, *idle], 0.2)
+        for request in lines.answers.receive(0.0):
+            a = actors[request.group]
+            if request.ticket != a.ticket or a.slots is None:
+                continue  # to a worker before this one, or a second time
+            if a.take():
+                port_of[request.group].commit(a.slots)
+                a.slots = None
+            else:
+                lines.requests.send([a.ask()])
+        late = time.monotonic() - PATIENCE
+        for a in actors.values():
+            if a.slots is not None and a.asked < late:
+                lines.requests.send([a.repeat()])
+    for a in actors.values():
+        a.close()

@@ -1,0 +1,199 @@
+"""Inference: gathers whoever waits, runs one forward for them all, scatters the actions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from beast.data import Array, ArraySpec, Nested, flatten, map_nested
+from beast.policy import ModelChoice, Policy
+from beast.shared import SharedArrays
+from beast.system import keep_freed_memory
+from beast.weights import Weights
+from beast.workers import Context
+from polybeast.batcher import Batcher, Waiting
+from polybeast.mailbox import Line, Mailbox, Request
+
+_WAIT_EDGES = np.geomspace(1e-5, 10.0, 61)  # seconds; bins of the waiting times
+
+
+@dataclass(frozen=True)
+class InferenceArguments:
+    """What inference needs, in whatever process it runs."""
+
+    model: ModelChoice
+    dtype: torch.dtype
+    device: torch.device
+    weights: Weights
+    mailbox: Mailbox
+    requests: Line
+    answers: list[Line]
+    """One a worker."""
+    groups: list[slice]
+    """Each group's places in the mailbox."""
+    worker_of: list[int]
+    """Each group's worker."""
+    min_batch: int
+    max_batch: int
+    timeout: float
+    """Seconds."""
+    sync_every_step: bool
+    """Weights may change inside an unroll."""
+    statistics: Statistics
+
+
+class Statistics:
+    """Counts that inference keeps in shared memory: batch sizes, waiting times, time in forwards."""
+
+    def __init__(self, num_actors: int) -> None:
+        self._shared = SharedArrays(
+            {
+                "batch_sizes": ArraySpec((num_actors + 1,), np.dtype(np.int64)),
+                "waits": ArraySpec((len(_WAIT_EDGES) + 1,), np.dtype(np.int64)),
+                "seconds": ArraySpec((1,), np.dtype(np.float64)),
+            }
+        )
+
+    def add(self, batch_size: int, waits: list[float], seconds: float) -> None:
+        arrays = self._shared.arrays
+        arrays["batch_sizes"][batch_size] += 1
+        np.add.at(arrays["waits"], np.searchsorted(_WAIT_EDGES, waits), 1)
+        arrays["seconds"][0] += seconds
+
+    def counts(self) -> dict[str, Any]:
+        """A copy, to subtract from a later one."""
+        return {name: array.copy() for name, array in self._shared.arrays.items()}
+
+    @staticmethod
+    def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """Batch sizes (mean, median, 99th percentile), waiting times of groups and forward times, in between."""
+        sizes = after["batch_sizes"] - before["batch_sizes"]
+        waits = after["waits"] - before["waits"]
+        forwards = int(sizes.sum())
+
+        def quantile(counts: Any, values: Any, q: float) -> float:
+            at = int(np.searchsorted(np.cumsum(counts), q * counts.sum()))
+            return float(values[min(at, len(values) - 1)])
+
+        if not forwards:
+            return {}
+        every = np.arange(len(sizes))
+        return {
+            "forwards": forwards,
+            "batch_size_mean": float((sizes * every).sum() / forwards),
+            "batch_size_median": quantile(sizes, every, 0.5),
+            "batch_size_p99": quantile(sizes, every, 0.99),
+            "wait_ms_median": 1e3 * quantile(waits, _WAIT_EDGES, 0.5),
+            "wait_ms_p99": 1e3 * quantile(waits, _WAIT_EDGES, 0.99),
+            "forward_ms": 1e3 * float(after["seconds"][0] - before["seconds"][0]) / forwards,
+        }
+
+
+class Inference:
+    """Answers requests. The recurrent state of every environment stays here, on the device."""
+
+    def __init__(self, arguments: InferenceArguments) -> None:
+        a = self._a = arguments
+        self._policies: list[Policy] = []
+        self._acting: dict[int, Policy] = {}  # group -> the policy that acts in its unroll
+        self._core_state: Nested = self._policy_for(None).initial_state(sum(g.stop - g.start for g in a.groups))
+        self._has_state = bool(flatten(self._core_state))
+        sizes = {group: places.stop - places.start for group, places in enumerate(a.groups)}
+        self._batcher = Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
+
+    def serve(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
+        """Answer until told to stop."""
+        batcher = self._batcher
+        patience: float | None = None
+        while not stopping():
+            self._receive(0.2 if patience is None else patience)
+            beat()
+            while batch := batcher.next_batch(time.monotonic(), lambda group: id(self._acting[group])):
+                self._answer(batch)
+                self._receive(0.0)
+            patience = batcher.patience(time.monotonic())
+
+    def _receive(self, timeout: float) -> None:
+        for request in self._a.requests.receive(timeout):
+            if self._batcher.add(request, time.monotonic()):
+                self.admit(request.group)
+
+    def admit(self, group: int) -> None:
+        """At row 0 of an unroll a group takes the newest weights, and keeps them until the next."""
+        opening = bool(self._a.mailbox.collect([self._a.groups[group]]).opening[0])
+        if opening or group not in self._acting:
+            self._acting.pop(group, None)
+            self._acting[group] = self._policy_for(group)
+
+    def _policy_for(self, group: int | None) -> Policy:
+        """One that holds the newest weights: there already, or in a policy that no group acts with any more."""
+        a = self._a
+        if a.sync_every_step and self._policies:
+            return self._policies[0]
+        version = a.weights.version
+        if newest := [policy for policy in self._policies if policy.version == version]:
+            return newest[0]
+        in_use = {id(policy) for policy in self._acting.values()}
+        unused = [policy for policy in self._policies if id(policy) not in in_use]
+        if not unused:
+            unused = [Policy(a.model, a.dtype, a.weights, 0, a.device)]
+            self._policies += unused
+        policy = unused[0]
+        policy.refresh()
+        return policy
+
+    def _answer(self, batch: list[Waiting]) -> None:
+        start = time.monotonic()
+        a = self._a
+        self.forward([waiting.request.group for waiting in batch])
+        by_worker: dict[int, list[Request]] = {}
+        for waiting in batch:
+            by_worker.setdefault(a.worker_of[waiting.request.group], []).append(waiting.request)
+        for worker, requests in by_worker.items():
+            a.answers[worker].send(requests)
+        places = [a.groups[waiting.request.group] for waiting in batch]
+        waits = [start - waiting.since for waiting in batch]
+        a.statistics.add(sum(p.stop - p.start for p in places), waits, time.monotonic() - start)
+
+    @torch.inference_mode()
+    def forward(self, groups: list[int]) -> None:
+        """Act for some groups that act with one policy, from the mailbox and back into it."""
+        a = self._a
+        policy = self._acting[groups[0]]
+        if a.sync_every_step:
+            policy.refresh()
+        places = [a.groups[group] for group in groups]
+        post = a.mailbox.collect(places)
+        state: Nested = ()
+        if self._has_state:
+            state = map_nested(lambda leaf: torch.cat([leaf[p] for p in places]), self._core_state)
+            self._leave_states(places, post.opening)
+        action, logits, state = policy.forward(post, post.noise, state)
+        a.mailbox.reply(places, action, logits, policy.version)
+        if self._has_state:
+            for leaf, new in zip(flatten(self._core_state), flatten(state), strict=True):
+                for p, part in zip(places, new.split([p.stop - p.start for p in places]), strict=True):
+                    leaf[p] = part
+
+    def _leave_states(self, places: list[slice], opening: Array) -> None:
+        start = 0
+        for p in places:
+            if opening[start]:
+                before = [leaf[p].cpu().numpy() for leaf in flatten(self._core_state)]
+                self._a.mailbox.leave_state(p, before)
+            start += p.stop - p.start
+
+
+def run(context: Context, _ports: list[Any], arguments: InferenceArguments) -> None:
+    """The body of an inference process."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    inference = Inference(arguments)
+    context.beat(1)
+    with context.stage("inference"):
+        inference.serve(lambda: context.stopping, context.beat)

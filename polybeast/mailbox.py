@@ -1,0 +1,184 @@
+"""Where environment workers and inference leave each other's rows: one place in shared memory for each actor.
+
+A worker writes what its environments say, then one small request into the pipe that all workers share; inference writes the
+answers beside it, then one small message into that worker's own pipe. Both are single atomic pipe writes: no lock that a
+killed process could keep, and the kernel does the waking.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+from multiprocessing import reduction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from beast.data import Array, ArraySpec, EnvOutput, Nested, flatten, map_nested
+from beast.shared import SharedArrays
+from beast.unrolls import UnrollSpec
+
+_MESSAGE = np.dtype([("group", np.int32), ("ticket", np.int32)])
+
+
+class Request(NamedTuple):
+    """A group of actors waits for actions. The ticket tells this request from earlier ones, of dead workers too."""
+
+    group: int
+    ticket: int
+
+
+class Post(NamedTuple):
+    """The rows of some actors, `[n, ...]`: views of the mailbox, or copies."""
+
+    observation: Nested
+    reward: Array
+    last_action: Array
+    first: Array
+    noise: Array
+    opening: Array
+    """`[n]` bool: row 0 of an unroll, the state before it is wanted, and weights may change here."""
+
+
+class Mailbox:
+    """Shared by workers and inference; pickles into child processes.
+
+    Args:
+        spec: of one step.
+        noise_size: random numbers that one draw needs.
+        num_actors: places.
+    """
+
+    def __init__(self, spec: UnrollSpec, noise_size: int, num_actors: int) -> None:
+        def place(shape: tuple[int, ...] = (), dtype: Any = np.float32) -> ArraySpec:
+            return ArraySpec((num_actors, *shape), np.dtype(dtype))
+
+        self._shared = SharedArrays(
+            {
+                "observation": map_nested(lambda s: place(s.shape, s.dtype), spec.observation),
+                "reward": place(),
+                "last_action": place(spec.action.shape, spec.action.dtype),
+                "first": place(dtype=bool),
+                "noise": place((noise_size,)),
+                "opening": place(dtype=bool),
+                "action": place(spec.action.shape, spec.action.dtype),
+                "behaviour_logits": place((spec.num_params,)),
+                "policy_version": place(dtype=np.int64),
+                "core_state": map_nested(lambda s: place(s.shape, s.dtype), spec.core_state),
+            }
+        )
+
+    @property
+    def _arrays(self) -> dict[str, Any]:
+        arrays: dict[str, Any] = self._shared.arrays
+        return arrays
+
+    # -- the worker's side ------------------------------------------------------------------------------------------------
+
+    def post(self, places: slice, env: EnvOutput, noise: Array, opening: bool) -> None:
+        """Leave a group's rows."""
+
+        def write(array: Array, value: Array) -> None:
+            array[places] = value
+
+        arrays = self._arrays
+        map_nested(write, arrays["observation"], env.observation)
+        for name, value in (
+            ("reward", env.reward),
+            ("last_action", env.last_action),
+            ("first", env.first),
+            ("noise", noise),
+            ("opening", opening),
+        ):
+            arrays[name][places] = value
+
+    def answer(self, places: slice) -> tuple[Array, Array, int]:
+        """A group's actions, the logits they were drawn from, and the version of the policy."""
+        arrays = self._arrays
+        version = int(arrays["policy_version"][places.start])
+        return arrays["action"][places], arrays["behaviour_logits"][places], version
+
+    def core_state(self, places: slice) -> Nested:
+        """The recurrent state before the row just answered, where that was an opening one."""
+        return map_nested(lambda array: array[places], self._arrays["core_state"])
+
+    # -- inference's side -------------------------------------------------------------------------------------------------
+
+    def collect(self, groups: list[slice]) -> Post:
+        """Rows of several groups, one after the other; without a copy if they lie side by side."""
+        span = _one_slice(groups)
+
+        def rows(array: Array) -> Array:
+            return array[span] if span is not None else np.concatenate([array[places] for places in groups])
+
+        return Post(*(map_nested(rows, self._arrays[name]) for name in Post._fields))
+
+    def reply(self, groups: list[slice], action: Array, logits: Array, version: int) -> None:
+        """Leave the answers."""
+        start = 0
+        for places in groups:
+            part = slice(start, start + places.stop - places.start)
+            self._arrays["action"][places] = action[part]
+            self._arrays["behaviour_logits"][places] = logits[part]
+            self._arrays["policy_version"][places] = version
+            start = part.stop
+
+    def leave_state(self, places: slice, leaves: list[Array]) -> None:
+        """Leave the recurrent state before an opening row."""
+        for array, value in zip(flatten(self._arrays["core_state"]), leaves, strict=True):
+            array[places] = value
+
+
+def _one_slice(groups: list[slice]) -> slice | None:
+    """The slice that groups in this order make together, or None."""
+    if all(before.stop == after.start for before, after in itertools.pairwise(groups)):
+        return slice(groups[0].start, groups[-1].stop)
+    return None
+
+
+class Line:
+    """A pipe for requests or answers; each process uses one end. Pickles into child processes."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        os.set_blocking(self._read, False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"fds": (reduction.DupFd(self._read), reduction.DupFd(self._write))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._read, self._write = (fd.detach() for fd in state["fds"])
+        self._set_up()
+
+    def send(self, requests: list[Request]) -> None:
+        """One write; atomic up to 512 messages."""
+        os.write(self._write, np.array(requests, _MESSAGE).tobytes())
+
+    def receive(self, timeout: float) -> list[Request]:
+        """All that has come, waiting up to `timeout` seconds for the first."""
+        if timeout > 0 and not self.wait([self], timeout):
+            return []
+        try:
+            data = os.read(self._read, 1 << 16)
+        except BlockingIOError:
+            return []
+        return [Request(*message) for message in np.frombuffer(data, _MESSAGE).tolist()]
+
+    def fileno(self) -> int:
+        return self._read
+
+    @staticmethod
+    def wait(lines: list[Any], timeout: float) -> bool:
+        """Whether one of some objects with a `fileno` can be read within `timeout` seconds."""
+        poll = select.poll()
+        for line in lines:
+            poll.register(line.fileno(), select.POLLIN)
+        return bool(poll.poll(max(timeout, 0.0) * 1000))
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)

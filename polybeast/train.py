@@ -1,0 +1,109 @@
+"""PolyBeast's wiring: environment workers, and inference in a thread beside the learner or in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from beast.actors import ActorArguments, Unwatched, spread
+from beast.data import Array
+from beast.trainer import Trainer
+from beast.unrolls import UnrollWriter, WorkerPort
+from polybeast import env_worker, inference
+from polybeast.env_worker import Lines, RemoteActors, places_of
+from polybeast.inference import Inference, InferenceArguments, Statistics
+from polybeast.mailbox import Line, Mailbox
+
+GROUPS = 2  # of a worker's environments: one steps while the other's forward runs
+
+
+def host(trainer: Trainer) -> None:
+    """Add environment workers and inference to a run."""
+    config, task = trainer.config, trainer.task
+    everyone = tuple(range(config.actors.num_actors))
+    hosted = [everyone] if config.actors.serial else spread(config.actors.num_actors, config.actors.processes)
+    groups_of = [_halves(actors, 1 if config.actors.serial else GROUPS) for actors in hosted]
+    all_groups = [(worker, group) for worker, groups in enumerate(groups_of) for group in groups]
+    mailbox = Mailbox(trainer.store.spec, task.model.distribution().noise_size, config.actors.num_actors)
+    serving = InferenceArguments(
+        model=task.model,
+        dtype=task.dtype,
+        device=task.device,
+        weights=trainer.weights,
+        mailbox=mailbox,
+        requests=Line(),
+        answers=[Line() for _ in groups_of],
+        groups=[places_of(actors) for _, actors in all_groups],
+        worker_of=[worker for worker, _ in all_groups],
+        min_batch=config.inference.inference_min_batch,
+        max_batch=config.inference.inference_max_batch or config.actors.num_actors,
+        timeout=config.inference.inference_timeout_ms / 1e3,
+        sync_every_step=config.inference.weights_sync == "step",
+        statistics=Statistics(config.actors.num_actors),
+    )
+    trainer.inference_statistics = serving.statistics
+
+    def arguments(actors: tuple[int, ...], incarnation: int) -> ActorArguments:
+        return ActorArguments(
+            task.env, task.model, actors, config.run.seed, incarnation, config.actors.unroll_length
+        )  # fmt: skip
+
+    if config.actors.serial:
+        served = Inference(serving)
+        trainer.set_serial(lambda writer: Serial(arguments(everyone, trainer.incarnation()), mailbox, writer, served))
+        return
+
+    number = 0
+    for worker, groups in enumerate(groups_of):
+        numbers = list(range(number, number + len(groups)))
+        number += len(groups)
+        lines = Lines(serving.requests, serving.answers[worker])
+
+        def make_arguments(
+            ports: list[WorkerPort],
+            incarnation: int,
+            groups: list[tuple[int, ...]] = groups,
+            numbers: list[int] = numbers,
+            lines: Lines = lines,
+        ) -> tuple[Any, ...]:
+            return ports, numbers, [arguments(actors, incarnation) for actors in groups], mailbox, lines
+
+        trainer.add_worker(f"env worker {worker}", env_worker.run, [len(g) for g in groups], make_arguments)
+
+    if config.inference.inference == "process":
+        trainer.add_worker("inference process", inference.run, [], lambda ports, _: (ports, serving))
+    else:
+        served = Inference(serving)
+
+        def serve() -> None:
+            torch.set_num_threads(1)  # of this thread
+            served.serve(lambda: trainer.stopping, lambda: None)
+
+        trainer.start_thread("inference", serve)
+
+
+def _halves(actors: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
+    """Actors that follow each other, in groups as even as can be."""
+    return [tuple(actors[i] for i in part) for part in spread(len(actors), min(parts, len(actors)))]
+
+
+class Serial:
+    """All environments and inference in this process, one after the other."""
+
+    def __init__(self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, served: Inference) -> None:
+        self._actors = RemoteActors(0, arguments, mailbox, writer, Unwatched())
+        self._served = served
+
+    def unroll(self, slots: Array) -> bool:
+        """Fill one slot for each actor with T steps."""
+        self._actors.begin(slots)
+        self._served.admit(0)
+        self._served.forward([0])
+        while not self._actors.take():
+            self._actors.ask()
+            self._served.forward([0])
+        return True
+
+    def close(self) -> None:
+        self._actors.close()

@@ -1,0 +1,240 @@
+"""The newest policy in shared memory: versions, and that no read is ever torn."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from beast.weights import Weights, flatten_parameters
+
+SIZE = 1000
+FORKSERVER = multiprocessing.get_context("forkserver")  # as the system's own workers
+
+
+def constant(version, size=SIZE, dtype=torch.float32):
+    return torch.full((size,), float(version), dtype=dtype)
+
+
+def read(weights, size=SIZE, dtype=torch.float32):
+    """(version, the one number that all of the vector holds)."""
+    out = torch.full((size,), -7.0, dtype=dtype)
+    version = weights.read(out)
+    assert (out == out[0]).all(), f"torn: version {version} holds {out.unique().tolist()}"
+    return version, out[0].item()
+
+
+def test_there_is_nothing_to_read_before_the_first_version():
+    weights = Weights(SIZE, torch.float32)
+    assert weights.version == -1
+    with pytest.raises(RuntimeError, match="no policy has been published yet"):
+        weights.read(torch.empty(SIZE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_read_gives_the_newest_version_and_its_number(dtype):
+    weights = Weights(SIZE, dtype)
+    for version in (0, 1, 2, 3, 7, 8, 100):  # also such as skip some
+        weights.publish(constant(version, dtype=dtype), version)
+        assert weights.version == version
+        assert read(weights, dtype=dtype) == (version, version)
+        assert read(weights, dtype=dtype) == (version, version)
+
+
+def test_a_run_may_resume_at_any_version():
+    weights = Weights(SIZE, torch.float32)
+    weights.publish(constant(1), version=123_456_789_012)
+    assert read(weights) == (123_456_789_012, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_read_is_exact_to_the_bit_and_a_copy(dtype):
+    weights = Weights(SIZE, dtype)
+    published = torch.randn(SIZE, generator=torch.Generator().manual_seed(0)).to(dtype)
+    published[:3] = torch.tensor([torch.nan, torch.inf, -0.0])
+    kept = published.clone()
+    weights.publish(published, 0)
+    published.zero_()  # the learner goes on in its own memory
+    out = torch.empty(SIZE, dtype=dtype)
+    weights.read(out)
+    bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
+    assert torch.equal(out.view(bits), kept.view(bits))
+    out.fill_(5.0)
+    again = torch.empty(SIZE, dtype=dtype)
+    weights.read(again)
+    assert torch.equal(again.view(bits), kept.view(bits))
+
+
+# -- torn reads -------------------------------------------------------------------------------------------------------
+
+
+class SlowCopy:
+    """A destination whose copy can be interrupted half-way, at each attempt by the next of `interruptions`."""
+
+    def __init__(self, out, *interruptions):
+        self._out, self._interruptions = out, list(interruptions)
+
+    def copy_(self, source):
+        half = len(source) // 2
+        self._out[:half] = source[:half]
+        if self._interruptions:
+            self._interruptions.pop(0)()
+        self._out[half:] = source[half:]
+
+
+def publishing(weights, *versions):
+    def publish():
+        for version in versions:
+            weights.publish(constant(version), version)
+
+    return publish
+
+
+@pytest.mark.parametrize(
+    ("interruptions", "result"),
+    [
+        ([], 4),
+        ([(5,)], 4),  # goes into the other copy: the read is whole
+        ([(5, 6)], 6),  # overwrites the copy being read: read again
+        ([(5, 6, 7)], 7),
+        ([(5, 6), (7,)], 6),
+        ([(5, 6), (7, 8), (9, 10)], 10),
+        ([(6,)], 6),  # skips a version, and lands in the same copy
+    ],
+    ids=str,
+)
+def test_a_read_that_a_learner_publishes_into_is_whole_or_made_again(interruptions, result):
+    weights = Weights(SIZE, torch.float32)
+    for version in (3, 4):
+        weights.publish(constant(version), version)
+    out = torch.empty(SIZE)
+    version = weights.read(SlowCopy(out, *(publishing(weights, *versions) for versions in interruptions)))
+    assert version == result
+    assert torch.equal(out, constant(result))
+
+
+def test_a_publish_that_never_ended_leaves_the_version_before_it():
+    weights = Weights(SIZE, torch.float32)
+    for version in (0, 1):
+        weights.publish(constant(version), version)
+    with pytest.raises(RuntimeError):
+        weights.publish(torch.zeros(SIZE - 1), 2)  # fails between the beginning and the announcement
+    assert read(weights) == (1, 1.0)
+    weights.publish(constant(2), 2)
+    assert read(weights) == (2, 2.0)
+
+
+def publish_until(weights, size, stop, pause=2e-4):
+    """A learner that publishes two versions at once, as fast as readers can bear."""
+    version, deadline = 0, time.monotonic() + 60
+    while not stop() and time.monotonic() < deadline:
+        for version in (version + 1, version + 2):  # noqa: B020
+            weights.publish(constant(version, size), version)
+        time.sleep(pause)
+
+
+def publish_in_child(weights, size, connection):
+    torch.set_num_threads(1)
+    publish_until(weights, size, connection.poll)
+
+
+def check_many_reads(weights, size, reads=300, versions=20):
+    """At least `reads` reads, until `versions` different ones were seen; each whole, and of a version that is no older."""
+    out, last, seen, deadline = torch.empty(size), 0, set(), time.monotonic() + 30
+    while reads > 0 or len(seen) < versions:
+        assert time.monotonic() < deadline, f"{len(seen)} versions seen"
+        before = weights.version
+        version = weights.read(out)
+        assert version >= max(before, last)
+        assert (out == version).all(), f"torn: version {version} holds {out.unique().tolist()}"
+        last, reads = version, reads - 1
+        seen.add(version)
+
+
+def test_no_read_is_torn_while_a_thread_publishes():
+    size = 200_000
+    weights = Weights(size, torch.float32)
+    weights.publish(constant(0, size), 0)
+    stop = threading.Event()
+    writer = threading.Thread(target=publish_until, args=(weights, size, stop.is_set))
+    writer.start()
+    try:
+        check_many_reads(weights, size)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_no_read_is_torn_while_another_process_publishes():
+    size = 200_000
+    weights = Weights(size, torch.float32)
+    weights.publish(constant(0, size), 0)
+    receiver, sender = FORKSERVER.Pipe(duplex=False)
+    writer = FORKSERVER.Process(target=publish_in_child, args=(weights, size, receiver), daemon=True)
+    writer.start()
+    try:
+        check_many_reads(weights, size)
+        sender.send("stop")
+        writer.join(30)
+        assert writer.exitcode == 0
+    finally:
+        writer.kill()
+        writer.join()
+        sender.close()
+        receiver.close()
+
+
+# -- the flat vector --------------------------------------------------------------------------------------------------
+
+
+class WithBuffers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2)  # two floating-point buffers, and an integer one
+
+
+def test_parameters_then_buffers_become_views_of_one_vector():
+    model = WithBuffers()
+    nn.init.normal_(model.norm.running_mean)
+    parts = [p.detach().clone() for p in model.parameters()] + [model.norm.running_mean, model.norm.running_var]
+    expected = torch.cat([part.reshape(-1) for part in parts])
+    flat = flatten_parameters(model)
+    assert torch.equal(flat, expected)
+    flat.copy_(torch.arange(16.0))
+    assert model.linear.weight.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert model.norm.running_mean.tolist() == [12, 13]
+    assert model.norm.running_var.tolist() == [14, 15]
+    with torch.no_grad():
+        model.linear.bias.fill_(-1)
+    assert flat[6:8].tolist() == [-1, -1]
+
+
+def test_flattening_leaves_what_the_model_computes_unchanged():
+    model = WithBuffers().eval()
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    before = model.norm(model.linear(x))
+    flatten_parameters(model)
+    assert torch.equal(model.norm(model.linear(x)), before)
+
+
+def test_parameters_of_two_dtypes_are_refused():
+    model = WithBuffers()
+    model.linear.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="one dtype"):
+        flatten_parameters(model)
+
+
+def test_a_vector_travels_from_model_to_model():
+    learner, actor = (nn.Linear(4, 3) for _ in range(2))
+    flat, mine = flatten_parameters(learner), flatten_parameters(actor)
+    weights = Weights(len(flat), torch.float32)
+    weights.publish(flat, 5)
+    assert weights.read(mine) == 5
+    assert torch.equal(actor.weight, learner.weight)
+    assert np.array_equal(actor.bias.detach().numpy(), learner.bias.detach().numpy())
