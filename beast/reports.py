@@ -49,8 +49,7 @@ class Reports:
     ) -> None:  # fmt: skip
         self._total_steps, self._action_repeat = total_steps, action_repeat
         self._files: list[_Table | _Events] = []
-        self._log = Path(os.devnull)
-        self._disk_failed = False
+        self._log, self._disk_failed = Path(os.devnull), False
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._files = [_Table(folder / "logs.csv", start_step), _Events(folder, start_step, self.tell)]
@@ -267,8 +266,7 @@ class _Events:
 
     def __init__(self, folder: Path, start_step: int, tell: Callable[[str], None]) -> None:
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
-        self._start_step, self._tell = start_step, tell
-        self._usable, self._begun = True, False
+        self._start_step, self._tell, self._usable, self._begun = start_step, tell, True, False
 
     def write(self, report: Report) -> None:
         if not self._usable:
