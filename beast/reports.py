@@ -234,7 +234,7 @@ class _Table:
             self._rewrite(list(rows[0]), [row for row in rows if int(row["step"]) <= last_step])
 
     def write(self, report: Report) -> None:
-        row = {name: f"{value:.12g}" for name, value in _row(report).items() if value is not None}
+        row = {k: format(v, "d" if isinstance(v, int) else ".7g") for k, v in _row(report).items() if v is not None}
         if set(row) <= set(self._columns):
             _append(self._path, _lines(self._columns, [row]))
         else:

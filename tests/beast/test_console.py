@@ -68,7 +68,7 @@ def plain(*reports: Report) -> list[str]:
     view = PlainConsole(stream)
     for report in reports:
         view.show(report)
-    return stream.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
+    return stream.buffer.getvalue().decode().splitlines()
 
 
 def test_a_plain_line() -> None:
@@ -89,7 +89,7 @@ def test_plain_lines_show_extras_only_when_they_are_new() -> None:
 def test_plain_lines_survive_any_encoding() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), "ascii")
     PlainConsole(stream).tell("naïve \udcff")
-    assert stream.buffer.getvalue() == b"na\\xefve \\udcff\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"na\\xefve \\udcff\n"
 
 
 def test_a_closed_stream_is_ignored() -> None:
@@ -230,7 +230,7 @@ def test_the_clock_goes_on_between_reports(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Tty(io.StringIO):
-    encoding = "utf-8"  # type: ignore[assignment]
+    encoding = "utf-8"
 
     def isatty(self) -> bool:
         return True
@@ -244,7 +244,7 @@ def test_a_view_only_where_it_can_be_drawn(
     monkeypatch: pytest.MonkeyPatch, encoding: str, term: str, kind: type
 ) -> None:
     stream = Tty()
-    stream.encoding = encoding  # type: ignore[misc]
+    stream.encoding = encoding
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setitem(os.environ, "TERM", term)
     view = open_console("title", REPORT, None)
