@@ -26,6 +26,11 @@ def folder_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def run_of(path: Path) -> Path:
+    """The run folder of a checkpoint file."""
+    return path.parent.parent
+
+
 def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     """Write a checkpoint and point `latest.pt` to it; remove all but the `keep` newest (0: none).
 
@@ -41,7 +46,7 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     link.symlink_to(path.name)
     os.replace(link, folder / LATEST)
     if keep:
-        for old in saved(run)[:-keep]:
+        for old in sorted(saved(run), key=lambda file: file.stat().st_mtime)[:-keep]:
             with suppress(OSError):
                 old.unlink()
     return path
@@ -63,8 +68,11 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint {path}") from None
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0][:200]}") from error
-    if not {"config", "learner"} <= set(state):
+        reason = f"{error}".partition(". ")[0].splitlines()[0][:200]
+        others = [other.name for other in saved(run_of(path)) if other.name != path.resolve().name]
+        hint = f"; take an earlier one of {path.parent}: {', '.join(others[-3:])}" if others else ""
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}){hint}") from error
+    if not isinstance(state, dict) or not {"config", "learner"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     return state
 
@@ -87,14 +95,14 @@ def find(name: str, savedir: str) -> Path:
 
 
 def find_run(name: str, savedir: str) -> Path:
-    """A run folder from its path, or its name in savedir.
+    """A run folder from its path, its name in savedir, or one of its checkpoint files.
 
     Raises:
         CheckpointError: if there is none.
     """
-    for path in (Path(name), Path(savedir) / name):
+    for path in (Path(name), Path(savedir) / name, run_of(Path(name))):
         if (path / "config.json").is_file():
-            return path
+            return path.resolve() if path.is_symlink() else path
     known = sorted(p.parent.name for p in Path(savedir).glob("*/config.json") if not p.parent.is_symlink())
     there = f"in {savedir} are: {', '.join(known[-5:])}" if known else f"there are no runs in {savedir}"
     raise CheckpointError(f"no run {name!r} (looked for {name}/config.json and in --savedir {savedir}); {there}")

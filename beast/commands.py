@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib
 import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,15 @@ def run(command: str, arguments: list[str]) -> int:
         if error.details:
             print(error.details.rstrip(), file=sys.stderr)
         return _fail(str(error), 1)
-    except MemoryError as error:
+    except (MemoryError, FloatingPointError) as error:
         return _fail(str(error) or "out of memory", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
         return 1
+    except Exception as error:  # of the user's own code, most likely: where it happened says more than we can
+        traceback.print_exc()
+        return _fail(f"{type(error).__name__}: {_line(error)}", 1)
 
 
 def _fail(message: str, status: int) -> int:
@@ -66,21 +70,29 @@ def train(arguments: list[str]) -> int:
         savedir = values.get("savedir", "runs")
         folder = checkpoint.find_run(values["resume"], savedir)
         state = checkpoint.load(checkpoint.find(values["resume"], savedir))
-        values = run_folder.flags_to_resume(folder, values)
+        values = run_folder.flags_to_resume(folder, state["config"], values)
     config, task = settle(values)
     if state is not None and state["learner"]["steps"] >= config.learner.total_steps:
         print(f"{folder} is finished: {state['learner']['steps']:,} steps. To go on, give a larger --total_steps.")
         return 0
-    folder = folder or run_folder.create(config)
+    if folder is None or state is None:
+        folder = run_folder.create(config)
+    else:
+        run_folder.take_up(folder, config, state["learner"]["steps"])
     try:
         trainer = Trainer(config, task, folder, state)
-    except RuntimeError as error:  # torch's: keys or shapes of another network
-        raise CheckpointError(
+    except RuntimeError as error:
+        if state is None:
+            raise
+        raise CheckpointError(  # torch's: keys or shapes of another network
             f"{folder}: its checkpoint does not fit --model {config.learner.model}: {_line(error)}"
         ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot start in {folder}: {error}") from error
+    actors = config.actors
     trainer.reports.tell(
         f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
-        f"{config.actors.num_actors} actors in {config.actors.processes} processes, "
+        f"{actors.num_actors} actors in {'this process' if actors.serial else f'{actors.processes} processes'}, "
         f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
     )
     return trainer.run(_host(config))
@@ -99,7 +111,7 @@ def evaluate(arguments: list[str]) -> int:
         "--checkpoint",
         required=True,
         metavar="RUN",
-        help="a run folder, a run's name in savedir, latest, or a .pt file",
+        help="a run folder, a run's name in savedir, latest, or a checkpoint file",
     )
     add("--episodes", type=int, default=100, metavar="N", help="full games to play [100]")
     add("--deterministic", action="store_true", help="take the likeliest action instead of drawing one")
@@ -108,12 +120,18 @@ def evaluate(arguments: list[str]) -> int:
     add("--json", metavar="FILE", help="write all figures to FILE")
     add("--savedir", default="runs", metavar="DIR", help="where runs are [runs]")
     values = parser.parse(arguments)
-    if values["episodes"] < 1:
-        parser.error(f"--episodes must be at least 1, got {values['episodes']}")
+    for name, least in (("episodes", 1), ("seed", 0)):
+        if values[name] is not None and values[name] < least:
+            parser.error(f"--{name} must be at least {least}, got {values[name]}")
+    video = Path(values["video"]) if values["video"] else None
+    file = Path(values["json"]) if values["json"] else None
+    if video:
+        _make_writable("video", video)
+    if file:
+        _make_writable("json", file.parent)
     path = checkpoint.find(values["checkpoint"], values["savedir"])
     from beast.evaluate import from_checkpoint
 
-    video = Path(values["video"]) if values["video"] else None
     result = from_checkpoint(path, values["episodes"], values["seed"], values["deterministic"], video)
     print(
         f"{result['env']} at step {result['step']:,}: mean return {result['mean']:.2f}, median {result['median']:.2f}, "
@@ -123,11 +141,8 @@ def evaluate(arguments: list[str]) -> int:
     print("returns: " + " ".join(f"{value:g}" for value in result["returns"]))
     if video:
         print(f"video: {video / 'episode.mp4'}")
-    if values["json"]:
-        try:
-            checkpoint.write_json(Path(values["json"]), result)
-        except OSError as error:
-            raise ConfigError(f"cannot write --json {values['json']}: {error.strerror}") from error
+    if file:
+        _write_json(file, result)
     return 0
 
 
@@ -140,6 +155,8 @@ def profile(arguments: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
     values = parser.parse(arguments)
     seconds, file = values.pop("seconds"), values.pop("json")
+    if file:
+        _make_writable("json", Path(file).parent)
     warm_up()
     from beast.profile import measure, show
     from beast.task import settle
@@ -148,13 +165,33 @@ def profile(arguments: list[str]) -> int:
     figures = measure(config, task, _host(config), seconds)
     show(figures)
     if file:
-        checkpoint.write_json(Path(file), figures)
+        _write_json(Path(file), figures)
     return 0
+
+
+def _make_writable(flag: str, folder: Path) -> None:
+    """Make a folder and try it, before the work whose result goes there.
+
+    Raises:
+        ConfigError: if that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"--{flag}: cannot write to {folder}: {error.strerror}") from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    try:
+        checkpoint.write_json(path, value)
+    except OSError as error:
+        raise ConfigError(f"cannot write --json {path}: {error.strerror}") from error
 
 
 def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
     """With the flags of the algorithm that `--algorithm` names."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(prog=prog, add_help=False)
     first.add_argument("--algorithm", default=LearnerConfig.algorithm)
     algorithm = first.parse_known_args(arguments)[0].algorithm
     parser = Parser(prog=prog, description=description, epilog=preset_help())

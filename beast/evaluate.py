@@ -8,12 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
 from beast import checkpoint
 from beast.config import Config
 from beast.data import Array, EnvOutput, map_nested
+from beast.envs import EnvError
 from beast.policy import Policy, seed_for
 from beast.system import keep_freed_memory
 from beast.task import Task, settle
@@ -66,7 +68,6 @@ def from_checkpoint(
     state = checkpoint.load(path)
     config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None})
     seed = config.run.seed + 1_000_003 if seed is None else seed
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     keep_freed_memory()
 
     def policy(num_envs: int) -> Policy:
@@ -74,9 +75,9 @@ def from_checkpoint(
         load_model(made, state["learner"]["model"], path)
         return made
 
-    returns, lengths = play(task, policy(min(episodes, GAMES_AT_ONCE)), episodes, seed, deterministic)
-    if video is not None:
+    if video is not None:  # first, because what is wrong with rendering shows at once
         record(task, policy(1), seed, deterministic, video)
+    returns, lengths = play(task, policy(min(episodes, GAMES_AT_ONCE)), episodes, seed, deterministic)
     return {
         "env": config.environment.env,
         "model": config.learner.model,
@@ -104,10 +105,18 @@ def load_model(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> No
 
 
 def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: Path) -> Path:
-    """Play one episode and write it as `episode.mp4`; returns the file's path."""
+    """Play one episode and write it as `episode.mp4`; returns the file's path.
+
+    Raises:
+        EnvError: if the environment cannot show itself.
+        OSError: if the file cannot be written.
+    """
     import cv2
 
-    env = task.env.make_single(render_mode="rgb_array")
+    try:
+        env = task.env.make_single(render_mode="rgb_array")
+    except (TypeError, gymnasium.error.Error) as error:
+        raise EnvError(f"--video: {task.env.env} cannot be made with render_mode='rgb_array': {error}") from error
     generator = np.random.default_rng(seed_for(seed, "video"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "episode.mp4"
@@ -117,11 +126,13 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
     reward, first, over, action = 0.0, True, False, np.zeros((1, *spec.shape), spec.dtype)
     try:
         while not over:
-            image = np.asarray(env.render())
+            image = _picture(env, task.env.env)
             if writer is None:
                 rate = 15.0 if task.env.is_atari else float(env.metadata.get("render_fps", 30))
                 size = image.shape[1], image.shape[0]
                 writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+                if not writer.isOpened():
+                    raise OSError(f"OpenCV cannot write {path}")
             writer.write(image[..., ::-1])
             noise = None if deterministic else policy.distribution.noise(generator, 1)
             action, _ = policy.act(_one(observation, reward, action, first), noise)
@@ -132,6 +143,17 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
             writer.release()
         env.close()
     return path
+
+
+def _picture(env: Any, name: str) -> Array:
+    """`[H, W, 3]` uint8."""
+    try:
+        image = env.render()
+    except gymnasium.error.Error as error:  # pygame is missing, most likely
+        raise EnvError(f"--video: {name} cannot render: {error}") from error
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        raise EnvError(f"--video: render() of {name} returned no picture [H, W, 3]")
+    return image
 
 
 def _one(observation: Any, reward: float, last_action: Array, first: bool) -> EnvOutput:

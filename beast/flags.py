@@ -9,6 +9,7 @@ import difflib
 import inspect
 import itertools
 import json
+import math
 import sys
 import textwrap
 import types
@@ -37,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         return vars(values)
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        print(f"run.py: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
     def add_dataclass(self, group: type) -> None:
@@ -91,7 +92,7 @@ def _parser_of(hint: Any) -> tuple[Any, str]:
     if hint is int:
         return _whole, "N"
     if hint is float:
-        return float, "X"
+        return _number, "X"
     if typing.get_origin(hint) is dict:
         return _json_object, "JSON"
     return str, "NAME"
@@ -103,12 +104,23 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError:
         number = float(text)
-        if number != int(number):
+        if not number.is_integer():
             raise ValueError(text) from None
         return int(number)
 
 
 _whole.__name__ = "whole number"
+
+
+def _number(text: str) -> float:
+    """Not NaN: it would pass every check of a range."""
+    number = float(text)
+    if math.isnan(number):
+        raise ValueError(text)
+    return number
+
+
+_number.__name__ = "number"
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from beast import checkpoint, system
 from beast.checkpoint import CheckpointError
 from beast.config import Config, ConfigError
 
-# Another value of one of these is another network or another task: no checkpoint can follow.
-_FIXED = ("env", "env_kwargs", "full_action_set", "model", "use_lstm", "algorithm")
+# Another value of one of these is another network, task or optimiser: no checkpoint can follow.
+_FIXED = (
+    "env", "env_kwargs", "full_action_set", "preset", "model", "use_lstm", "algorithm",
+    "rmsprop_form", "alpha", "momentum", "epsilon",
+)  # fmt: skip
 
 
 def create(config: Config) -> Path:
@@ -28,7 +31,8 @@ def create(config: Config) -> Path:
     name = config.run.xpid or f"{_plain(config.environment.env)}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.run.savedir) / name
     if (folder / "config.json").exists():
-        raise ConfigError(f"{folder} holds a run already: go on with it (--resume {name}) or choose another --xpid")
+        what = f"go on with it (--resume {name})" if checkpoint.saved(folder) else "remove it (it has no checkpoint)"
+        raise ConfigError(f"{folder} holds a run already: {what} or choose another --xpid")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
@@ -42,36 +46,48 @@ def write_config(folder: Path, config: Config) -> None:
     """Everything needed to repeat the run; nothing of the environment's variables."""
     checkpoint.write_json(
         folder / "config.json",
-        {
-            "flags": config.flat() | {"resume": None},
-            "versions": {name: _version(name) for name in ("beast", "torch", "numpy", "gymnasium", "ale-py")},
-            "git_commit": _git_commit(),
-            "machine": system.machine(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
+        {"flags": config.flat() | {"resume": None}, **_circumstances()},
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The flags of a run.
+def _circumstances() -> dict[str, Any]:
+    return {
+        "versions": {name: _version(name) for name in ("beast", "torch", "numpy", "gymnasium", "ale-py")},
+        "git_commit": _git_commit(),
+        "machine": system.machine(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def take_up(folder: Path, config: Config, step: int) -> None:
+    """Note in `config.json` that a run goes on from a step, with which flags and where, and point `latest` to it.
 
     Raises:
         CheckpointError: if `config.json` is damaged.
+        ConfigError: if it cannot be written.
     """
     try:
-        flags: dict[str, Any] = json.loads((folder / "config.json").read_text())["flags"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}/config.json is damaged: {error}") from error
-    return flags
+        written = json.loads((folder / "config.json").read_text())
+        changed = {name: value for name, value in config.flat().items() if written["flags"].get(name) != value}
+        resumed = {"step": step, "flags": changed, **_circumstances()}
+        written["resumed"] = [*written.get("resumed", []), resumed]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/config.json is damaged: {error!r}") from error
+    try:
+        checkpoint.write_json(folder / "config.json", written)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
+    _point_latest_to(folder)
 
 
-def flags_to_resume(run: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The run's own flags, but for those given now.
+def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The flags that a run's checkpoint was made with, but for those given now.
 
     Raises:
-        ConfigError: if one given now belongs to another network or task.
+        ConfigError: if one given now belongs to another network, task, optimiser or run.
     """
-    flags = read_config(run)
+    if given.get("xpid"):
+        raise ConfigError(f"--xpid {given['xpid']} names a new run, --resume goes on in {run}: leave one of them out")
     for name in _FIXED:
         if name in given and given[name] != flags.get(name):
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
@@ -79,6 +95,7 @@ def flags_to_resume(run: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _point_latest_to(folder: Path) -> None:
+    """Where links cannot be made there is none."""
     latest, temporary = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
     with suppress(OSError):
         temporary.unlink(missing_ok=True)

@@ -38,7 +38,8 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
     Raises:
         ConfigError, EnvError, ModelError: one line each.
     """
-    asked = Config.from_flat(values)  # checks what was typed before anything is started
+    # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
+    asked = Config.from_flat(values | {"num_buffers": None})
     choice = asked.environment.choice
     group = choice.make_group([0])
     try:
@@ -47,6 +48,7 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
         config = Config.from_flat(PRESETS[preset] | values)
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space)
+        model.build()  # a model that does not fit shows here, before a run folder is made
         device = _device(config.learner.device)
         task = Task(choice, model, group.observation_spec, group.metric_names, device, _dtype(config, model, device))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from beast import checkpoint
+from beast.checkpoint import CheckpointError
 from beast.config import Config, algorithm_module
 from beast.data import Array
 from beast.evaluate import Evaluator
@@ -168,7 +170,8 @@ class Trainer:
             The process's exit status.
 
         Raises:
-            WorkerError, OSError, ...: what made the run fail, after a checkpoint was saved.
+            WorkerError, CheckpointError, FloatingPointError, ...: what made the run fail, after a checkpoint was saved
+                if one could be.
         """
         with self._signals():
             try:
@@ -206,7 +209,10 @@ class Trainer:
                 self.report()
                 next_report = now + run.report_every
             if now >= next_checkpoint:
-                self.save()
+                try:
+                    self.save()
+                except OSError as error:
+                    self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
                 next_checkpoint = now + 60 * run.checkpoint_every
 
     def _finished(self) -> bool:
@@ -249,8 +255,8 @@ class Trainer:
         actors, port = self._serial
         slots = port.acquire(timeout=0.0)
         assert slots is not None, "the store has room for one unroll an actor beside a batch"
-        actors.unroll(slots)
-        port.commit(slots)
+        if actors.unroll(slots):
+            port.commit(slots)
         while not self._finished() and self.learn_once(timeout=0.0):
             pass
 
@@ -267,31 +273,42 @@ class Trainer:
     # -- reports and checkpoints --------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, float]:
-        """One row of the logs."""
+        """One row of the logs.
+
+        Raises:
+            FloatingPointError: if a loss since the last one was not finite; then no later one can be.
+        """
         extra = {"restarts": float(self.workers.restarts), **(self._evaluator.results() if self._evaluator else {})}
         with self._learn_lock:
             step, updates, learning_rate = self.learner.steps, self.learner.updates, self.learner.learning_rate
-        return self.reports.report(
+        row = self.reports.report(
             step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
         )
+        for name in ("total_loss", "grad_norm"):
+            if not math.isfinite(row.get(name, 0.0)):
+                raise FloatingPointError(f"{name} was {row[name]} before step {step:,}: try a lower --learning_rate")
+        return row
 
     def save(self) -> Path | None:
-        """Write a checkpoint; a failure is told, and training goes on."""
+        """Write a checkpoint, if this run keeps any.
+
+        Raises:
+            OSError: if it cannot be written; the one before it is kept.
+            FloatingPointError: if the weights are of no use.
+        """
         if self.folder is None or self.config.run.disable_checkpoint:
             return None
+        if not self.learner.flat.isfinite().all():
+            raise FloatingPointError("the weights are not finite any more: try a lower --learning_rate")
         with self._learn_lock:
-            state = {
+            state: dict[str, Any] = {
                 "config": self.config.flat(),
                 "learner": self.learner.state_dict(),
                 "reports": self.reports.state_dict(),
                 "torch_rng": torch.get_rng_state(),
                 "resumes": self.resumes,
             }
-        try:
-            return checkpoint.save(self.folder, state, self.learner.steps, self.config.run.keep_checkpoints)
-        except OSError as error:
-            self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
-            return None
+        return checkpoint.save(self.folder, state, state["learner"]["steps"], self.config.run.keep_checkpoints)
 
     # -- the end ------------------------------------------------------------------------------------------------------------
 
@@ -332,13 +349,18 @@ class Trainer:
         if self._serial is not None:
             self._serial[0].close()
         path = None
-        if self.learner.updates:
-            self.report()
-            path = self.save()
+        try:
+            if self.learner.updates:
+                self.report()
+                path = self.save()
+        except FloatingPointError as error:
+            self._failure = self._failure or error
+        except OSError as error:
+            self._failure = self._failure or CheckpointError(f"the last checkpoint could not be written: {error}")
         self.store.close()
         step, total = self.learner.steps, self.config.learner.total_steps
         if self.folder is not None:
-            how = "finished" if step >= total else "failed" if self._failure else "stopped"
+            how = "failed" if self._failure else "finished" if step >= total else "stopped"
             self.reports.tell(f"{how} at step {step:,} of {total:,}; " + (f"saved {path}" if path else "nothing saved"))
             if path and step < total:
                 self.reports.tell(f"go on with: python run.py --resume {self.folder}")

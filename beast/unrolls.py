@@ -157,8 +157,15 @@ class WorkerPort:
         return np.frombuffer(data, _INT).astype(np.intp)
 
     def commit(self, slots: Array) -> None:
-        """Hand over slots whose rows are all written."""
-        _write(self._full_fd, slots)
+        """Hand over slots whose rows are all written.
+
+        Raises:
+            StoreClosed: when the parent has closed the store.
+        """
+        try:
+            _write(self._full_fd, slots)
+        except BrokenPipeError as error:
+            raise StoreClosed("the unroll store is closed") from error
 
 
 class UnrollStore:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import ActorCritic, ImageInput, check_image_size, conv_size
+from models.base import ActorCritic, ImageInput, check_image_size, conv_size, initialise
 
 
 class Model(ActorCritic):
@@ -26,6 +26,7 @@ class Model(ActorCritic):
         self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
         height, width = (conv_size(conv_size(conv_size(s, 8, 4), 4, 2), 3, 1) for s in (height, width))
         self.fc = nn.Linear(64 * height * width, 512)
+        initialise(self)
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
         x = self.image(observation, self.dtype)

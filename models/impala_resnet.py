@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import ActorCritic, ImageInput
+from models.base import ActorCritic, ImageInput, initialise
 
 
 class ResidualBlock(nn.Module):
@@ -54,6 +54,7 @@ class Model(ActorCritic):
         self.sections = nn.Sequential(Section(channels, 16), Section(16, 32), Section(32, 32))
         height, width = ((s + 7) // 8 for s in (height, width))  # three halvings, each rounded up
         self.fc = nn.Linear(32 * height * width, 256)
+        initialise(self)
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
         # Channels last is worth a factor of two on CPUs here (and tensor cores want it); the FC layer sees C, H, W.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import ActorCritic, ImageInput, check_image_size, conv_size
+from models.base import ActorCritic, ImageInput, check_image_size, conv_size, initialise
 
 
 class Model(ActorCritic):
@@ -25,6 +25,7 @@ class Model(ActorCritic):
         self.conv2 = nn.Conv2d(16, 32, 4, stride=2)
         height, width = (conv_size(conv_size(s, 8, 4), 4, 2) for s in (height, width))
         self.fc = nn.Linear(32 * height * width, 256)
+        initialise(self)
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
         x = self.image(observation, self.dtype)

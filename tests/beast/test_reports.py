@@ -390,10 +390,12 @@ def test_what_a_full_disk_cut_short_is_taken_back(tmp_path: Path, limit: int) ->
     header, *lines = (tmp_path / "logs.csv").read_text().splitlines()
     assert {line.count(",") for line in lines} == {header.count(",")}
     steps = [int(row["step"]) for row in rows(tmp_path)]
-    assert steps == [*range(len(steps) - 3), 100, 101, 102]
     seen = [step for step, _ in scalars(tmp_path)["speed/sps"]]
-    assert seen == sorted(set(seen))
-    assert seen[-3:] == [100, 101, 102]
+    for kept in (steps, seen):
+        assert kept == sorted(set(kept))
+        assert kept[:3] == [0, 1, 2]
+        assert kept[-3:] == [100, 101, 102]
+        assert len(kept) < 103
     log = (tmp_path / "log.txt").read_text()
     assert log.endswith(" end\n")
     assert "word" not in log

@@ -39,7 +39,7 @@ def in_child(target, *arguments):
 
 
 def answer(connection):
-    assert connection.poll(60), "the child said nothing"
+    assert connection.poll(200), "the child said nothing"
     return connection.recv()
 
 

@@ -131,23 +131,24 @@ def test_a_publish_that_never_ended_leaves_the_version_before_it():
 
 def publish_until(weights, size, stop, pause=2e-4):
     """A learner that publishes two versions at once, as fast as readers can bear."""
-    version, deadline = 0, time.monotonic() + 60
-    while not stop() and time.monotonic() < deadline:
-        for version in (version + 1, version + 2):  # noqa: B020
-            weights.publish(constant(version, size), version)
+    version = 0
+    while not stop():
+        weights.publish(constant(version + 1, size), version + 1)
+        weights.publish(constant(version + 2, size), version + 2)
+        version += 2
         time.sleep(pause)
 
 
 def publish_in_child(weights, size, connection):
     torch.set_num_threads(1)
-    publish_until(weights, size, connection.poll)
+    publish_until(weights, size, connection.poll)  # true as well when the parent is gone
 
 
-def check_many_reads(weights, size, reads=300, versions=20):
-    """At least `reads` reads, until `versions` different ones were seen; each whole, and of a version that is no older."""
-    out, last, seen, deadline = torch.empty(size), 0, set(), time.monotonic() + 30
+def check_many_reads(weights, size, reads=300, versions=10):
+    """At least `reads` reads, until `versions` different ones were seen; each whole, and no older than announced."""
+    out, last, seen, deadline = torch.empty(size), 0, set(), time.monotonic() + 200  # on a very busy machine
     while reads > 0 or len(seen) < versions:
-        assert time.monotonic() < deadline, f"{len(seen)} versions seen"
+        assert time.monotonic() < deadline, f"{len(seen)} versions seen, {reads} reads to go"
         before = weights.version
         version = weights.read(out)
         assert version >= max(before, last)
@@ -180,7 +181,7 @@ def test_no_read_is_torn_while_another_process_publishes():
     try:
         check_many_reads(weights, size)
         sender.send("stop")
-        writer.join(30)
+        writer.join(60)
         assert writer.exitcode == 0
     finally:
         writer.kill()

@@ -117,6 +117,16 @@ class Crew:
                 self.workers.check()
             time.sleep(0.01)
 
+    def until_a_step(self, index=0):
+        steps = self.steps(index)
+        self.until(lambda: self.steps(index) > steps)
+
+    def heartbeat(self, index=0):
+        return float(self.board.arrays["heartbeat"][index])
+
+    def make_heartbeat_older(self, seconds, index=0):
+        self.board.arrays["heartbeat"][index] -= seconds
+
     def until_error(self):
         with pytest.raises(WorkerError) as caught:
             self.until(lambda: False, check=True)
@@ -193,9 +203,7 @@ def test_a_killed_worker_is_replaced_by_a_new_incarnation(crew, number, hint):
     kill(first, getattr(signal, number))
     one.workers.check()
     (line,) = one.told
-    assert re.fullmatch(
-        rf"worker-0 \(pid {pid}\) was killed by {number}{hint}; lost 0; restarting it \(1 of 3\)", line
-    )
+    assert re.fullmatch(rf"worker-0 \(pid {pid}\) was killed by {number}{hint}; lost 0; restarting it \(1 of 3\)", line)
     assert (one.exits, first.count, second.count) == ([0], 1, 0)
     assert first.process.pid != pid
     assert second.process.pid == other
@@ -207,7 +215,7 @@ def test_one_death_more_than_max_restarts_ends_the_run(crew):
     one = crew(max_restarts=2)
     worker = one.add(work, restartable=True)
     for death in range(3):
-        one.until(lambda steps=one.steps(): one.steps() > steps)
+        one.until_a_step()
         kill(worker)
         if death < 2:
             one.workers.check()
@@ -223,7 +231,7 @@ def test_restarts_are_counted_for_each_worker_alone(crew):
     one = crew(max_restarts=1)
     both = [one.add(work, restartable=True), one.add(work, restartable=True)]
     for worker in both:
-        one.until(lambda worker=worker: one.steps(worker.index))
+        one.until_a_step(worker.index)
         kill(worker)
         one.workers.check()
     assert [worker.count for worker in both] == [1, 1]
@@ -233,7 +241,7 @@ def test_deaths_longer_ago_than_the_window_are_forgiven(crew):
     one = crew(max_restarts=1, window=0.0)
     worker = one.add(work, restartable=True)
     for _ in range(3):
-        one.until(lambda steps=one.steps(): one.steps() > steps)
+        one.until_a_step()
         kill(worker)
         time.sleep(0.01)
         one.workers.check()
@@ -241,24 +249,32 @@ def test_deaths_longer_ago_than_the_window_are_forgiven(crew):
 
 
 def test_a_worker_without_a_sign_of_life_is_killed_and_replaced(crew):
-    one = crew(timeout=0.5)
+    one = crew(timeout=60.0)
     worker = one.add(fall_silent, restartable=True)
     one.until(one.steps)
     process = worker.process
+    one.make_heartbeat_older(50)
     one.workers.check()
     assert worker.process is process  # not before its time
-    one.until(lambda: one.steps() > 1000, check=True)
+    one.make_heartbeat_older(11)
+    one.workers.check()
     assert process.exitcode == -signal.SIGKILL
-    assert one.told == [f"worker-0 (pid {process.pid}) gave no sign of life for 1 s; lost 0; restarting it (1 of 3)"]
+    (line,) = one.told
+    assert re.fullmatch(
+        rf"worker-0 \(pid {process.pid}\) gave no sign of life for 6\d s; lost 0; restarting it \(1 of 3\)", line
+    )
+    one.until(lambda: one.steps() > 1000, check=True)  # and the new one is given its time anew
+    assert one.workers.restarts == 1
 
 
 def test_a_worker_that_beats_without_steps_is_alive(crew):
-    one = crew(timeout=0.5)
+    one = crew(timeout=60.0)
     one.add(work_quietly)
-    end = time.monotonic() + 1.2
-    while time.monotonic() < end:
+    for _ in range(3):
+        one.make_heartbeat_older(1000)
+        old = one.heartbeat()
+        one.until(lambda old=old: one.heartbeat() > old + 900)
         one.workers.check()
-        time.sleep(0.02)
     assert one.told == []
 
 
@@ -284,7 +300,7 @@ def test_stop_waits_for_workers_that_leave_and_says_nothing(crew):
     one.until(lambda: one.steps(0) and one.steps(1))
     start = time.monotonic()
     one.workers.stop(deadline=PATIENCE)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < PATIENCE
     assert [worker.process.exitcode for worker in workers] == [0, 0]
     assert one.told == []
 
@@ -294,10 +310,10 @@ def test_stop_kills_who_is_late_and_names_them(crew):
     workers = [one.add(be_deaf), one.add(work), one.add(be_deaf)]
     one.until(lambda: all(one.steps(i) for i in range(3)))
     start = time.monotonic()
-    one.workers.stop(deadline=1.0)
-    assert 1.0 <= time.monotonic() - start < 4.0  # one deadline for all, not one for each
+    one.workers.stop(deadline=3.0)
+    assert 3.0 <= time.monotonic() - start < 5.9  # one deadline for all, not one for each
     assert [worker.process.exitcode for worker in workers] == [-9, 0, -9]
-    assert one.told == ["worker-0, worker-2 did not stop within 1 s and was killed"]
+    assert one.told == ["worker-0, worker-2 did not stop within 3 s and was killed"]
 
 
 def test_kill_ends_deaf_and_dead_workers_alike(crew):
@@ -377,10 +393,11 @@ def test_no_descendant_outlives_a_parent_that_was_killed(tmp_path, number):
         children = [process for process in descendants if process.ppid() != parent.pid]
         assert len(children) == 4
         assert len(descendants) == 6  # and the fork server and the resource tracker
-        children[-1].suspend()  # neither a stopped process stays, nor one that lets no Python thread run
+        children[0].suspend()  # neither does a stopped process stay, nor one that lets no Python thread run
         parent.send_signal(getattr(signal, number))
         parent.wait(PATIENCE)
-        end = time.monotonic() + 5.0  # it takes 1 s, of which the fork server's own end is most
+        # Workers go at once; those two when the fork server is gone, in 1 s on a machine that has nothing else to do.
+        end = time.monotonic() + PATIENCE
         while not all(gone(process) for process in descendants) and time.monotonic() < end:
             time.sleep(0.02)
         left = [process for process in descendants if not gone(process)]
@@ -408,8 +425,8 @@ def test_the_board_adds_up_steps_and_seconds_of_its_workers(crew):
     assert (one.steps(0), one.steps(1)) == (3, 4)
     seconds = one.board.seconds()
     assert set(seconds) == set(Board.STAGES)
-    assert 0.10 <= seconds["environment"] < 1.0
-    assert 0.04 <= seconds["wait"] < 1.0
+    assert 0.10 <= seconds["environment"] < PATIENCE
+    assert 0.04 <= seconds["wait"] < PATIENCE
     assert seconds["inference"] == seconds["store"] == 0.0
 
 

@@ -36,7 +36,13 @@ class Scripted(gymnasium.Env):
         info = {"score": float(self.episode)} if over else {}
         if self.bonus is not None:
             info["bonus"] = self.bonus
-        return self._observation(), 10.0 * self.episode + self.at, over and not self.truncate, over and self.truncate, info
+        return (
+            self._observation(),
+            10.0 * self.episode + self.at,
+            over and not self.truncate,
+            over and self.truncate,
+            info,
+        )
 
     def _observation(self):
         return np.array([self.episode, self.at], np.float32)
@@ -217,7 +223,7 @@ def test_discrete_observations_may_be_integers_of_any_width(value):
 
 
 def test_an_unsupported_observation_space_is_refused_by_name():
-    with pytest.raises(EnvError, match="unsupported observation space Text.*use Box, Discrete"):
+    with pytest.raises(EnvError, match=r"unsupported observation space Text.*use Box, Discrete"):
         spec_of(Dict(word=Text(5)))
 
 
@@ -292,12 +298,12 @@ def test_a_misspelt_id_is_answered_with_the_nearest_one(name, meant):
 
 
 def test_an_id_like_no_other_is_answered_with_what_an_id_looks_like():
-    with pytest.raises(EnvError, match="unknown --env ~~~~: use a Gymnasium id .*my_module:make_env"):
+    with pytest.raises(EnvError, match=r"unknown --env ~~~~: use a Gymnasium id .*my_module:make_env"):
         EnvChoice("~~~~").make_group([0])
 
 
 def test_arguments_that_an_environment_does_not_take_are_one_line():
-    with pytest.raises(EnvError, match="cannot make --env Catch-v0: .*colour") as caught:
+    with pytest.raises(EnvError, match=r"cannot make --env Catch-v0: .*colour") as caught:
         EnvChoice("Catch-v0", {"colour": "red"}).make_group([0])
     assert "\n" not in str(caught.value)
 
@@ -322,7 +328,9 @@ def own_module(tmp_path, monkeypatch):
 def test_a_function_of_the_users_own_gets_env_kwargs_and_is_called_once_an_environment(own_module):
     name = own_module(
         "own_env_counted",
-        "from beast.envs.catch import Catch\ncalls = []\ndef make(**kwargs):\n    calls.append(kwargs)\n    return Catch(**kwargs)\n",
+        "from beast.envs.catch import Catch\n"
+        "calls = []\n"
+        "def make(**kwargs):\n    calls.append(kwargs)\n    return Catch(**kwargs)\n",
     )
     group = EnvChoice(f"{name}:make", {"rows": 4}).make_group([0, 1, 2])
     assert group.num_envs == 3
@@ -331,7 +339,7 @@ def test_a_function_of_the_users_own_gets_env_kwargs_and_is_called_once_an_envir
 
 
 def test_a_missing_module_is_named():
-    with pytest.raises(EnvError, match="no module 'no_such_module_here'.*PYTHONPATH"):
+    with pytest.raises(EnvError, match=r"no module 'no_such_module_here'.*PYTHONPATH"):
         EnvChoice("no_such_module_here:make_env").make_group([0])
 
 

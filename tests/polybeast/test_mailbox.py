@@ -1,0 +1,95 @@
+"""Rows and messages between workers and inference arrive whole, in this process and across processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+
+from beast.data import ArraySpec, EnvOutput
+from beast.unrolls import UnrollSpec
+from polybeast.mailbox import Line, Mailbox, Request
+
+FLOAT = np.dtype(np.float32)
+SPEC = UnrollSpec(
+    observation={"image": ArraySpec((2, 3), np.dtype(np.uint8)), "vector": ArraySpec((4,), FLOAT)},
+    action=ArraySpec((), np.dtype(np.int64)),
+    num_params=5,
+    core_state=(ArraySpec((6,), FLOAT),),
+)
+
+
+def env_output(count: int, value: int) -> EnvOutput:
+    nothing = np.full(count, np.nan, np.float32)
+    return EnvOutput(
+        {"image": np.full((count, 2, 3), value, np.uint8), "vector": np.full((count, 4), value, np.float32)},
+        np.full(count, value, np.float32), np.zeros(count, bool), np.zeros(count, bool), np.ones(count, bool),
+        np.full(count, value), nothing, nothing, np.zeros((count, 0), np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [[slice(0, 2), slice(2, 5)], [slice(2, 5), slice(0, 2)]])
+def test_rows_of_groups_are_collected_in_the_order_asked_for(groups: list[slice]) -> None:
+    mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
+    mailbox.post(slice(0, 2), env_output(2, 10), np.full((2, 5), 0.5, np.float32), opening=True)
+    mailbox.post(slice(2, 5), env_output(3, 20), np.full((3, 5), 0.25, np.float32), opening=False)
+    post = mailbox.collect(groups)
+    expected = [10, 10, 20, 20, 20] if groups[0].start == 0 else [20, 20, 20, 10, 10]
+    assert post.reward.tolist() == expected
+    assert post.observation["image"][:, 1, 2].tolist() == expected
+    assert post.last_action.tolist() == expected
+    assert post.opening.tolist() == [value == 10 for value in expected]
+
+
+def test_answers_go_back_to_their_own_places() -> None:
+    mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
+    mailbox.reply([slice(3, 5), slice(0, 1)], np.array([7, 8, 9]), np.arange(15.0).reshape(3, 5), version=4)
+    action, logits, version = mailbox.answer(slice(3, 5))
+    assert action.tolist() == [7, 8]
+    assert logits[1].tolist() == [5, 6, 7, 8, 9]
+    assert version == 4
+    assert mailbox.answer(slice(0, 1))[0].tolist() == [9]
+
+
+def test_states_are_left_for_their_places_alone() -> None:
+    mailbox = Mailbox(SPEC, noise_size=5, num_actors=3)
+    mailbox.leave_state(slice(1, 2), [np.ones((1, 6), np.float32)])
+    (state,) = mailbox.core_state(slice(0, 3))
+    assert state.sum(axis=1).tolist() == [0, 6, 0]
+
+
+def test_a_line_delivers_messages_in_order_and_times_out_when_there_are_none() -> None:
+    line = Line()
+    line.send([Request(1, 2), Request(3, 4)])
+    line.send([Request(5, 6)])
+    assert line.receive(0.0) == [(1, 2), (3, 4), (5, 6)]
+    start = time.monotonic()
+    assert line.receive(0.05) == []
+    assert time.monotonic() - start >= 0.045
+    line.close()
+
+
+def _answer_all(requests: Line, answers: Line, count: int) -> None:
+    while count:
+        for request in requests.receive(1.0):
+            answers.send([request])
+            count -= 1
+
+
+def test_messages_cross_processes_and_none_is_lost() -> None:
+    requests, answers = Line(), Line()
+    context = multiprocessing.get_context("forkserver")
+    child = context.Process(target=_answer_all, args=(requests, answers, 500), daemon=True)
+    child.start()
+    got: list[Request] = []
+    for ticket in range(500):
+        requests.send([Request(ticket % 7, ticket)])
+    deadline = time.monotonic() + 60
+    while len(got) < 500 and time.monotonic() < deadline:
+        got += answers.receive(0.5)
+    child.join(10)
+    assert [request.ticket for request in got] == list(range(500))
+    requests.close()
+    answers.close()

@@ -1,0 +1,52 @@
+"""PolyBeast learns what MonoBeast learns: the same actions, unrolls and weights for the same seed in serial mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import monobeast.train
+import polybeast.train
+from beast.task import settle
+from beast.trainer import Trainer
+
+HOSTS = {"monobeast": monobeast.train.host, "polybeast": polybeast.train.host}
+
+
+def train(trainer: str, **flags: Any) -> Trainer:
+    values = {"env": "Catch-v0", "num_actors": 8, "batch_size": 8, "total_steps": 4_000, "report_every": 1e6, "seed": 3}
+    config, task = settle(values | {"trainer": trainer} | flags)
+    run = Trainer(config, task, None, live=False)
+    assert run.run(HOSTS[trainer]) == 0
+    return run
+
+
+@pytest.mark.parametrize("flags", [{}, {"use_lstm": True}, {"env": "Pendulum-v1"}], ids=["mlp", "lstm", "continuous"])
+def test_both_beasts_end_with_identical_weights_in_serial_mode(flags: dict[str, Any]) -> None:
+    flags = {"num_actor_processes": 0} | flags
+    mono, poly = train("monobeast", **flags), train("polybeast", **flags)
+    assert mono.learner.updates == poly.learner.updates > 0
+    assert torch.equal(mono.learner.flat, poly.learner.flat)
+
+
+def test_weights_that_change_inside_an_unroll_are_another_policy_but_still_one_run() -> None:
+    unroll = train("polybeast", num_actor_processes=0)
+    step = train("polybeast", num_actor_processes=0, weights_sync="step")
+    assert unroll.learner.updates == step.learner.updates
+    # Serial mode publishes between unrolls only, so here both are the same policy on every row.
+    assert torch.equal(unroll.learner.flat, step.learner.flat)
+
+
+@pytest.mark.parametrize("inference", ["thread", "process"])
+def test_workers_and_inference_learn_catch(inference: str) -> None:
+    run = train("polybeast", num_actors=16, num_actor_processes=2, total_steps=120_000, inference=inference, batch_size=16)
+    row = run.reports.report(step=run.learner.steps, updates=run.learner.updates, learning_rate=0.0, stages={})
+    assert row["mean_episode_return"] > 0.8
+    counts = run.inference_statistics.counts()
+    sizes = counts["batch_sizes"].nonzero()[0]
+    assert sizes.min() >= 4  # a group is never split
+    assert sizes.max() <= 16
+    served = int((counts["batch_sizes"] * range(17)).sum())
+    assert served >= run.learner.steps
