@@ -85,6 +85,7 @@ def _snapshot(trainer: Trainer) -> dict[str, Any]:
         "cpu_workers": sum(cpu(child) for child in children),
         "switches": sum(sum(child.num_ctx_switches()) for child in (own, *children)),
         "pss_mb": sum(child.memory_full_info().pss for child in (own, *children)) / 1e6,
+        "more": trainer.more_counts(),
         "lag": trainer.reports.lag(),
     }
 
@@ -109,6 +110,7 @@ def _whole(trainer: Trainer, before: dict[str, Any], after: dict[str, Any]) -> d
         "switches_per_s": (after["switches"] - before["switches"]) / wall,
         "pss_mb": after["pss_mb"],
         "policy_lag": after["lag"],
+        "inference": trainer.summarise(before["more"], after["more"]),
     }
 
 
@@ -191,6 +193,12 @@ def show(figures: dict[str, Any]) -> None:
     for title, key in (("actors", "worker_us"), ("learner", "learner_us")):
         parts = "   ".join(f"{name} {value:.1f}" for name, value in whole[key].items())
         print(f"  {title:<8} {parts}")
+    if batches := whole["inference"]:
+        print(
+            f"  batches  {batches['batch_size_mean']:.1f} environments (median {batches['batch_size_median']:.0f}, 99th "
+            f"percentile {batches['batch_size_p99']:.0f}); a group waits {batches['wait_ms_median']:.2f} ms (median), "
+            f"{batches['wait_ms_p99']:.2f} ms (99th percentile); a forward takes {batches['forward_ms']:.2f} ms"
+        )
     parts = " + ".join(f"{name} {value:.1f}" for name, value in alone.items())
     print(f"alone, microseconds of one core per agent step: {parts} = {sum(alone.values()):.1f}")
     print(

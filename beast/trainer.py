@@ -82,8 +82,10 @@ class Trainer:
         self.seconds = dict.fromkeys(("wait", "batch", "learn", "publish"), 0.0)
         """The learner threads' time by stage since the start."""
 
-        self.inference_statistics: Any = None
-        """Of PolyBeast's batches, for profile."""
+        self.more_counts: Callable[[], dict[str, Any]] = dict
+        """Counts that a beast keeps of its own, for profile: see `summarise`."""
+        self.summarise: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, after: {}
+        """What happened between two such counts."""
         self._num_ports = 0
         self._threads: list[threading.Thread] = []
         self._serial: tuple[SerialActors, WorkerPort] | None = None
@@ -237,7 +239,7 @@ class Trainer:
         staged = self.learner.stage(batch)
         self.seconds["batch"] += time.perf_counter() - waited
         with self._learn_lock:
-            if self._stopping:
+            if self._stopping or self.learner.steps >= self.config.learner.total_steps:
                 return False
             start = time.perf_counter()
             lags = self.learner.updates - versions

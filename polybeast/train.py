@@ -42,7 +42,7 @@ def host(trainer: Trainer) -> None:
         sync_every_step=config.inference.weights_sync == "step",
         statistics=Statistics(config.actors.num_actors),
     )
-    trainer.inference_statistics = serving.statistics
+    trainer.more_counts, trainer.summarise = serving.statistics.counts, Statistics.summary
 
     def arguments(actors: tuple[int, ...], incarnation: int) -> ActorArguments:
         return ActorArguments(

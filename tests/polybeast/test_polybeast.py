@@ -41,10 +41,12 @@ def test_weights_that_change_inside_an_unroll_are_another_policy_but_still_one_r
 
 @pytest.mark.parametrize("inference", ["thread", "process"])
 def test_workers_and_inference_learn_catch(inference: str) -> None:
-    run = train("polybeast", num_actors=16, num_actor_processes=2, total_steps=120_000, inference=inference, batch_size=16)
+    run = train(
+        "polybeast", num_actors=16, num_actor_processes=2, total_steps=120_000, inference=inference, batch_size=16
+    )
     row = run.reports.report(step=run.learner.steps, updates=run.learner.updates, learning_rate=0.0, stages={})
     assert row["mean_episode_return"] > 0.8
-    counts = run.inference_statistics.counts()
+    counts = run.more_counts()
     sizes = counts["batch_sizes"].nonzero()[0]
     assert sizes.min() >= 4  # a group is never split
     assert sizes.max() <= 16
