@@ -78,7 +78,10 @@ def host(trainer: Trainer) -> None:
 
         def serve() -> None:
             torch.set_num_threads(1)  # of this thread
-            served.serve(lambda: trainer.stopping, lambda: None)
+            # On a GPU, a stream of its own: forwards do not queue behind the learner's kernels.
+            stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                served.serve(lambda: trainer.stopping, lambda: None)
 
         trainer.start_thread("inference", serve)
 

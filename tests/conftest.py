@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -50,11 +52,9 @@ class Program:
     """One process of run.py with all its descendants, found by a mark in their environment, even when it is dead."""
 
     def __init__(self, arguments: tuple[Any, ...], folder: Path, env: dict[str, str], **settings: Any) -> None:
-        self.mark = uuid.uuid4().hex
-        self.scratch = folder / f"scratch-{self.mark}"
-        self.scratch.mkdir()
+        self.mark, self.folder = uuid.uuid4().hex, folder
+        self.scratch = Path(tempfile.mkdtemp(prefix="beast-"))  # not under tmp_path: sockets need short paths
         self._out, self._err = (folder / f"{kind}-{self.mark}.txt" for kind in ("out", "err"))
-        self.seen: set[str] = set()
         marked = {**os.environ, "TMPDIR": str(self.scratch), "PYTHONUNBUFFERED": "1", "BEAST_TEST": self.mark, **env}
         with open(self._out, "w") as out, open(self._err, "w") as err:
             self.process = subprocess.Popen(
@@ -107,22 +107,18 @@ class Program:
         """A signal, to all of the terminal's foreground group if asked for."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def finish(self, timeout: float = PATIENCE) -> Program:
-        """Wait for its end; nothing may be left then."""
+    def finish(self, timeout: float = PATIENCE, tidy: bool = True) -> Program:
+        """Wait for its end; nothing may be left then (`tidy`: nor a temporary file)."""
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             pytest.fail(f"it did not end within {timeout:.0f} s\n{self.story()}")
-        self.check_nothing_left()
+        wait_until(lambda: not self.family(), f"all processes gone\n{self.story()}", 60.0)
+        assert not tidy or not list(self.scratch.glob("pymp-*"))  # where multiprocessing has its sockets
         return self
 
-    def check_nothing_left(self) -> None:
-        """No process, no named shared memory, no temporary file."""
-        wait_until(lambda: not self.family(), f"all processes gone, but {self.family()}", 30.0)
-        assert list(self.scratch.iterdir()) == []
-
     def check_no_named_memory(self) -> None:
-        """While it runs: whatever it shares has no name that could outlive it."""
+        """While it runs: what it shares has no name, so it is gone when the processes are."""
         for process in self.family():
             with contextlib.suppress(psutil.Error):
                 named = [m.path for m in process.memory_maps() if m.path.startswith("/dev/shm/")]
@@ -136,6 +132,7 @@ class Program:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self.process.wait(30.0)
+        shutil.rmtree(self.scratch)
 
 
 @pytest.fixture
