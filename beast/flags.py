@@ -88,7 +88,9 @@ def _with_underscores(argument: str) -> str:
 def _parser_of(hint: Any) -> tuple[Any, str]:
     """The function that reads a value of a type, and its name in the help."""
     if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        if hint is float:
+            return _number_or_none, "X"
     if hint is int:
         return _whole, "N"
     if hint is float:
@@ -121,6 +123,13 @@ def _number(text: str) -> float:
 
 
 _number.__name__ = "number"
+
+
+def _number_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else _number(text)
+
+
+_number_or_none.__name__ = "number (or none)"
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -200,5 +200,8 @@ class Learner:
         for name, p in self.model.named_parameters():
             self._master[offset : offset + p.numel()] = state["model"][name].to(self.device).reshape(-1)
             offset += p.numel()
+        own = dict(self._optimiser.param_groups[0])
         self._optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # nor does PyTorch copy here
+        # The moments are the checkpoint's; epsilon and the like are what this run was asked for.
+        self._optimiser.param_groups[0].update({k: v for k, v in own.items() if k != "params"})
         self.steps, self.updates = int(state["steps"]), int(state["updates"])

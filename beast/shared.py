@@ -1,7 +1,8 @@
 """Shared memory without a name: one anonymous block for many arrays, gone when the last process that maps it is gone.
 
 The block is a memfd (an unlinked temporary file where the system has none), so nothing shows under /dev/shm, nothing has
-to be unlinked after a crash, a small /dev/shm as in containers does not matter, and it costs one file descriptor.
+to be unlinked after a crash, and a small /dev/shm as in containers does not matter. It costs two file descriptors (mmap
+keeps one of its own), however many arrays it holds.
 """
 
 from __future__ import annotations
@@ -75,17 +76,18 @@ def _total_bytes(specs: Nested) -> int:
 
 
 def _anonymous_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("beast", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
     try:
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("beast", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
         os.ftruncate(fd, size)
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)  # a lack of memory shows here, not as a SIGBUS later
-        return fd
     except OSError as error:
+        os.close(fd)
         raise MemoryError(
             f"no shared memory of {size / 1e6:.0f} MB to be had ({error}): lower --num_buffers"
         ) from error
+    return fd

@@ -18,6 +18,7 @@ import itertools
 import math
 
 import gymnasium
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -133,16 +134,19 @@ def _merge_time(observation: Nested) -> Nested:
 
 
 class ImageInput(nn.Module):
-    """Pixels `[N, C, H, W]` or `[N, H, W, C]`, uint8 (scaled by 1/255) or float, to `[N, C, H, W]` in one dtype."""
+    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype; uint8 is scaled by 1/255.
+
+    Of a space's first and last axis the smaller one is taken for C.
+    """
 
     def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
         super().__init__()
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3):
             raise ValueError(f"an image model needs a Box observation of rank 2 or 3, got {space}: try --model mlp")
         shape = space.shape if len(space.shape) == 3 else (1, *space.shape)
-        self._channels_last = shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+        self._channels_last = shape[2] < shape[0]
         self.shape = (shape[2], shape[0], shape[1]) if self._channels_last else shape  # (C, H, W)
-        self._scale = 1.0 / 255.0 if space.dtype.kind in "ui" else 1.0
+        self._scale = 1.0 / 255.0 if space.dtype == np.uint8 else 1.0
 
     def forward(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if image.ndim == 3:

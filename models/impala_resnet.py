@@ -55,6 +55,14 @@ class Model(ActorCritic):
         height, width = ((s + 7) // 8 for s in (height, width))  # three halvings, each rounded up
         self.fc = nn.Linear(32 * height * width, 256)
         initialise(self)
+        with torch.no_grad():
+            for part in self.modules():
+                if isinstance(part, ResidualBlock):
+                    part.conv2.weight *= (
+                        0.1  # near the identity at first, or six blocks in a row would double and double
+                    )
+                elif isinstance(part, Section):
+                    part.conv.weight *= 0.5**0.5  # no ReLU follows it
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
         # Channels last is worth a factor of two on CPUs here (and tensor cores want it); the FC layer sees C, H, W.

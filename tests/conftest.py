@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import multiprocessing
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 import run
+from beast.workers import PRELOAD
 
 ROOT = Path(run.__file__).parent
 PATIENCE = 150.0  # seconds for what takes a few on a free machine: tests run on busy ones
@@ -30,6 +32,12 @@ PATIENCE = 150.0  # seconds for what takes a few on a free machine: tests run on
 def _one_compute_thread():
     """Test processes run beside each other: more threads than cores make small models ten times slower."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server_with_torch():
+    """A process has one fork server for all tests: whichever starts it, its children must not import torch each."""
+    multiprocessing.set_forkserver_preload(PRELOAD)
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
@@ -53,6 +61,8 @@ class Program:
 
     def __init__(self, arguments: tuple[Any, ...], folder: Path, env: dict[str, str], **settings: Any) -> None:
         self.mark, self.folder = uuid.uuid4().hex, folder
+        self.took = float("nan")
+        """Seconds that `finish` waited for its end."""
         self.scratch = Path(tempfile.mkdtemp(prefix="beast-"))  # not under tmp_path: sockets need short paths
         self._out, self._err = (folder / f"{kind}-{self.mark}.txt" for kind in ("out", "err"))
         marked = {**os.environ, "TMPDIR": str(self.scratch), "PYTHONUNBUFFERED": "1", "BEAST_TEST": self.mark, **env}
@@ -109,8 +119,10 @@ class Program:
 
     def finish(self, timeout: float = PATIENCE, tidy: bool = True) -> Program:
         """Wait for its end; nothing may be left then (`tidy`: nor a temporary file)."""
+        began = time.monotonic()
         try:
             self.process.wait(timeout)
+            self.took = time.monotonic() - began
         except subprocess.TimeoutExpired:
             pytest.fail(f"it did not end within {timeout:.0f} s\n{self.story()}")
         wait_until(lambda: not self.family(), f"all processes gone\n{self.story()}", 60.0)

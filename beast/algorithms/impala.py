@@ -24,11 +24,11 @@ class Config:
     """weight of the entropy bonus"""
     reward_clipping: str = "abs_one"
     """abs_one: clip(r, -1, 1); soft_asymmetric: tanh(r/5), 5 times it where positive, 1.5 times where negative; none"""
-    clip_rho_threshold: float = 1.0
-    """rho bar of V-trace, the clip of the importance weights in the value targets"""
-    clip_pg_rho_threshold: float = 1.0
+    clip_rho_threshold: float | None = 1.0
+    """rho bar of V-trace, the clip of the importance weights in the value targets; none: no clip"""
+    clip_pg_rho_threshold: float | None = 1.0
     """the clip of the importance weight of the policy gradient"""
-    clip_c_threshold: float = 1.0
+    clip_c_threshold: float | None = 1.0
     """c bar of V-trace, the clip of the trace-cutting coefficients"""
     trace_lambda: float = 1.0
     """scales the trace-cutting coefficients"""
@@ -41,8 +41,9 @@ class Config:
                 f"--reward_clipping must be one of {', '.join(REWARD_CLIPPING)}, got {self.reward_clipping!r}"
             )
         for name in ("clip_rho_threshold", "clip_pg_rho_threshold", "clip_c_threshold"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} must be positive or none, got {value}")
 
 
 def _soft_asymmetric(reward: torch.Tensor) -> torch.Tensor:

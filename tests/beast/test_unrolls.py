@@ -74,7 +74,7 @@ class Source:
 
 def fill_unrolls(store, port, source, count):
     """Write `count` unrolls for each environment of the source; returns (slots, rows, agent's side, state) of each."""
-    written, rng = [], np.random.default_rng(1)
+    written, rng = [], source.rng
     for number in range(count):
         slots = port.acquire(timeout=0)
         state = rng.normal(size=(len(slots), 6)).astype(np.float32), {"clock": rng.normal(size=len(slots))}

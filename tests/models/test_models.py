@@ -21,7 +21,7 @@ DISCRETE = spaces.Discrete(6)
 ACTION_SPACES = [DISCRETE, spaces.MultiDiscrete([3, 4]), spaces.Box(-1, 1, (2, 2))]
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 SMALL = spaces.Box(0, 255, (2, 36, 40), np.uint8)
-CLOSE = {"rtol": 0, "atol": 2e-6}  # float32, where kernels may sum in another order
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32, where kernels may sum in another order
 
 
 def make(name, observation_space=SMALL, action_space=DISCRETE, use_lstm=False, seed=0):
@@ -379,7 +379,7 @@ def test_bfloat16_weights_give_float32_outputs_near_the_float32_ones(name, use_l
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     for one, other in zip((*exact, *exact_state), (*coarse, *coarse_state), strict=True):
         assert other.dtype == torch.float32
-        assert_close(one, other, rtol=0, atol=0.05)
+        assert_close(one, other, rtol=0, atol=0.05 * (1 + float(one.abs().max())))
     assert not torch.equal(exact.value, coarse.value)
     # The heads compute in float32: their outputs are finer than bfloat16 holds.
     assert not torch.equal(coarse.policy_logits, coarse.policy_logits.bfloat16().float())
