@@ -68,7 +68,7 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint {path}") from None
     except Exception as error:
-        reason = f"{error}".partition(". ")[0].splitlines()[0][:200]
+        reason = " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__
         others = [other.name for other in saved(run_of(path)) if other.name != path.resolve().name]
         hint = f"; take an earlier one of {path.parent}: {', '.join(others[-3:])}" if others else ""
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}){hint}") from error

@@ -182,11 +182,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Low-dimensional observations, dense or small rewards: CartPole, Acrobot, LunarLander, Pendulum.
     "classic": {
         "num_actors": 16,
-        "total_steps": 1_000_000,
-        "learning_rate": 2e-3,
+        "batch_size": 8,
+        "total_steps": 500_000,
+        "learning_rate": 5e-3,
+        # Unclipped rewards make gradients of every size: no clip, and an epsilon that damps the small ones.
+        "epsilon": 1.0,
+        "grad_norm_clipping": 0.0,
         "reward_clipping": "none",
-        "entropy_cost": 0.01,
-        "epsilon": 0.01,
         "checkpoint_every": 1.0,
     },
     # Small grids with a sparse reward at the end.
@@ -300,6 +302,8 @@ def algorithm_module(name: str) -> Any:
     """
     path = name if "." in name else f"beast.algorithms.{name}"
     try:
+        if path.startswith("."):
+            raise ModuleNotFoundError(name=path)  # it would be relative to nothing
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not path.startswith(error.name):

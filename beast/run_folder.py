@@ -18,7 +18,7 @@ from beast.config import Config, ConfigError
 # Another value of one of these is another network, task or optimiser: no checkpoint can follow.
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "preset", "model", "use_lstm", "algorithm",
-    "rmsprop_form", "alpha", "momentum", "epsilon",
+    "rmsprop_form", "momentum",
 )  # fmt: skip
 
 

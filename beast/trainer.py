@@ -153,7 +153,7 @@ class Trainer:
 
     @property
     def stopping(self) -> bool:
-        return self._stopping
+        return self._stopping or self._asked_to_stop
 
     def set_serial(self, make: Callable[[UnrollWriter], SerialActors]) -> None:
         """Serial mode: all actors in this process, between updates."""
@@ -203,7 +203,8 @@ class Trainer:
                 self._serial_round()
             else:
                 self._wake.wait(0.1)
-            self.workers.check()
+            if not self._asked_to_stop:  # else they may be gone for the same reason
+                self.workers.check()
             if self._evaluator and self._evaluator.due(self.learner.steps):
                 self._evaluator.request(self.learner.steps)
             now = time.monotonic()
@@ -301,7 +302,7 @@ class Trainer:
         if self.folder is None or self.config.run.disable_checkpoint:
             return None
         if not self.learner.flat.isfinite().all():
-            raise FloatingPointError("the weights are not finite any more: try a lower --learning_rate")
+            raise FloatingPointError("the weights became infinite or NaN: try a lower --learning_rate")
         with self._learn_lock:
             state: dict[str, Any] = {
                 "config": self.config.flat(),
