@@ -5,6 +5,7 @@ A run folder holds `checkpoints/step_000000123456.pt` and `checkpoints/latest.pt
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -40,7 +41,9 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     folder = folder_of(run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:012d}.pt"
-    write_atomically(path, lambda file: torch.save(state, file))
+    data = io.BytesIO()  # in memory first: PyTorch's own writer turns a full disk into "unexpected pos 193408"
+    torch.save(state, data)
+    write_atomically(path, lambda file: file.write(data.getbuffer()))
     link = folder / f".{LATEST}.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
@@ -122,11 +125,9 @@ def write_atomically(path: Path, write: Any) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, RuntimeError):  # torch's zip writer reports a full disk as one
-            raise OSError(str(error).splitlines()[0]) from error
         raise
 
 

@@ -32,7 +32,9 @@ def run(command: str, arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(commands)}"
         return _fail(f"unknown command {command!r}; {hint}", 2)
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that my_package.my_module is found from where one stands
+        sys.path.append(
+            os.getcwd()
+        )  # so that my_package.my_module is found from where one stands; last: not for models/
     try:
         return commands[command](arguments)
     except (ConfigError, EnvError, ModelError, CheckpointError) as error:

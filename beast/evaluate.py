@@ -69,9 +69,10 @@ def from_checkpoint(
     config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None})
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()
+    torch.set_num_threads(1)  # more help little with so few games, and fight whoever trains beside
 
     def policy(num_envs: int) -> Policy:
-        made = Policy(task.model, torch.float32, None, num_envs)
+        made = Policy(task.model, task.dtype, None, num_envs)
         load_model(made, state["learner"]["model"], path)
         return made
 

@@ -112,7 +112,7 @@ class Policy:
     def refresh(self) -> int:
         """Take the newest weights; returns their version."""
         assert self._weights is not None
-        if self._weights.version != self.version:
+        if self.version < 0 or self._weights.version != self.version:
             self.version = self._weights.read(self._flat)
         return self.version
 

@@ -68,7 +68,8 @@ def take_up(folder: Path, config: Config, step: int) -> None:
     """
     try:
         written = json.loads((folder / "config.json").read_text())
-        changed = {name: value for name, value in config.flat().items() if written["flags"].get(name) != value}
+        flags = config.flat() | {"resume": None}
+        changed = {name: value for name, value in flags.items() if written["flags"].get(name) != value}
         resumed = {"step": step, "flags": changed, **_circumstances()}
         written["resumed"] = [*written.get("resumed", []), resumed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

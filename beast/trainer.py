@@ -90,6 +90,7 @@ class Trainer:
         self._threads: list[threading.Thread] = []
         self._serial: tuple[SerialActors, WorkerPort] | None = None
         self._evaluator: Evaluator | None = None
+        self._reported = self.learner.updates
         self._learn_lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
@@ -284,6 +285,7 @@ class Trainer:
         extra = {"restarts": float(self.workers.restarts), **(self._evaluator.results() if self._evaluator else {})}
         with self._learn_lock:
             step, updates, learning_rate = self.learner.steps, self.learner.updates, self.learner.learning_rate
+        self._reported = updates
         row = self.reports.report(
             step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
         )
@@ -353,8 +355,9 @@ class Trainer:
             self._serial[0].close()
         path = None
         try:
-            if self.learner.updates:
+            if self.learner.updates > self._reported:
                 self.report()
+            if self.learner.updates:
                 path = self.save()
         except FloatingPointError as error:
             self._failure = self._failure or error

@@ -96,8 +96,19 @@ def make_single(
         full_action_space=full_action_set,
         render_mode=render_mode,
     )
+    if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
+        env = FireOnReset(env)
     env = AtariPreprocessing(env, noop_max=noop_max, frame_skip=ACTION_REPEAT, screen_size=84)
     return FrameStackObservation(env, STACK, padding_type="zero")
+
+
+class FireOnReset(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """One FIRE right after the emulator's reset, before any no-op, as AtariVectorEnv has it."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.env.reset(**kwargs)
+        observation, _, _, _, info = self.env.step(self.env.unwrapped.get_action_meanings().index("FIRE"))  # type: ignore[attr-defined]
+        return observation, info
 
 
 def rom_name(game: str) -> str:

@@ -4,7 +4,6 @@ Pixels: on the machine where this was written both paths agree to the last bit. 
 INTER_AREA mean differently elsewhere, so one grey level of 255 is let through, and nothing else is.
 """
 
-import ale_py
 import numpy as np
 import pytest
 
@@ -14,19 +13,16 @@ GREY_LEVELS = 1
 
 
 def aligned_single(env_id, seed):
-    """`make_single`, whose emulator is seeded, reset and fired at as AtariVectorEnv does with a single no-op draw of 0."""
+    """`make_single`, whose emulator is seeded and reset as AtariVectorEnv does with a single no-op draw of 0."""
     env = atari.make_single(env_id, noop_max=0)
     emulator = env.unwrapped
     reset, seeds = emulator.reset, iter([seed])
-    has_fire = ale_py.Action.FIRE in emulator.ale.getMinimalActionSet()
 
     def aligned_reset(*, seed=None, options=None):
         for first_seed in seeds:  # only once: later games go on with the emulator's own stream
             emulator.ale.setInt("random_seed", first_seed)
             emulator.load_game()
         reset()
-        if has_fire:
-            emulator.ale.act(ale_py.Action.FIRE)
         return emulator._get_obs(), emulator._get_info()
 
     emulator.reset = aligned_reset
