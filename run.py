@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from typing import Any
 
 COMMANDS = ("train", "evaluate", "profile")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the process's exit status (0 done, 1 failed, 2 bad input, 128 + n ended by signal n)."""
+    if arguments is None:  # this process is ours, not a test's or a notebook's
+        arguments = sys.argv[1:]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _leave)
     from beast import commands  # here, because child processes import this file too, and need none of it
 
-    arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "train"
     return commands.run(command, arguments[1:] if arguments[:1] == [command] else arguments)
+
+
+def _leave(number: int, _: Any) -> None:
+    """Until a run has something to save. A KeyboardInterrupt would end in a traceback, or get lost in a C extension."""
+    os.write(2, b"run.py: error: interrupted\n")
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

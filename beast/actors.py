@@ -5,6 +5,7 @@ Who chooses the actions is left open: MonoBeast asks a policy in the same proces
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -101,9 +102,18 @@ def spread(num_actors: int, num_processes: int) -> list[tuple[int, ...]]:
 
 
 class Unwatched:
-    """A stopwatch for actors that share the learner's process."""
+    """A stopwatch for actors that share the learner's process.
 
-    stopping = False
+    Args:
+        stopping: whether the run is to end.
+    """
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping()
 
     def beat(self, steps: int = 0) -> None:
         pass

@@ -38,6 +38,8 @@ class ModelChoice:
         """
         path = self.model if "." in self.model else f"models.{self.model}"
         try:
+            if path.startswith("."):
+                raise ModuleNotFoundError(name=path)  # it would be relative to nothing
             module = importlib.import_module(path)
         except ModuleNotFoundError as error:
             if error.name is None or not path.startswith(error.name):

@@ -15,6 +15,7 @@ from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
+import psutil
 
 from beast.data import ArraySpec, Nested, flatten, map_nested
 
@@ -28,7 +29,7 @@ class SharedArrays:
         specs: a tree of ArraySpec, full shapes.
 
     Raises:
-        MemoryError: if the system will not give that much.
+        MemoryError: if the system has not that much.
     """
 
     def __init__(self, specs: Nested) -> None:
@@ -76,6 +77,9 @@ def _total_bytes(specs: Nested) -> int:
 
 
 def _anonymous_file(size: int) -> int:
+    # Asked before it is taken: Linux promises more than it has, and then kills some process, of anyone.
+    if size > psutil.virtual_memory().available:
+        raise MemoryError(_too_much(size, "the machine has less free"))
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("beast", os.MFD_CLOEXEC)
     else:
@@ -87,7 +91,9 @@ def _anonymous_file(size: int) -> int:
             os.posix_fallocate(fd, 0, size)  # a lack of memory shows here, not as a SIGBUS later
     except OSError as error:
         os.close(fd)
-        raise MemoryError(
-            f"no shared memory of {size / 1e6:.0f} MB to be had ({error}): lower --num_buffers"
-        ) from error
+        raise MemoryError(_too_much(size, str(error))) from error
     return fd
+
+
+def _too_much(size: int, why: str) -> str:
+    return f"no shared memory of {size / 1e6:,.0f} MB to be had ({why}): lower --num_buffers"

@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from beast.data import ArraySpec
+from beast.envs import EnvError
 from beast.shared import SharedArrays
 from beast.unrolls import StoreClosed
 
@@ -145,8 +147,8 @@ class Workers:
 
     def add(self, worker: Worker) -> None:
         """Start a worker and watch it from now on."""
-        self.workers.append(worker)
         self._start(worker)
+        self.workers.append(worker)
 
     def _start(self, worker: Worker) -> None:
         receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -166,7 +168,7 @@ class Workers:
         """Notice dead and hung processes, and replace them.
 
         Raises:
-            WorkerError: if one died before it did any work, or died too often.
+            WorkerError: if one died before it did any work, or died too often, or its environment breaks its contract.
         """
         now = time.monotonic()
         for worker in self.workers:
@@ -183,6 +185,8 @@ class Workers:
         with suppress(EOFError, OSError):
             if worker.errors.poll(0.2):
                 summary, details = worker.errors.recv()
+                if not details:
+                    raise WorkerError(f"{worker.name}: {summary}")
                 return f"failed: {summary}", details
         code = worker.process.exitcode
         if code is not None and code < 0:
@@ -237,7 +241,17 @@ class Workers:
 def warm_up() -> None:
     """Start the fork server now, so that it imports torch while the parent does."""
     _spawner()
-    multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()  # first, because it would take the block away again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the parent alone
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # it shall import what this process would
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.environ.pop("PYTHONPATH")
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
 
 
 def _spawner() -> Any:
@@ -264,6 +278,10 @@ def _main(name: str, target: Callable[..., None], context: Context, arguments: t
         target(context, *arguments)
     except StoreClosed:
         pass  # a stop like any other
+    except EnvError as error:  # says all there is to say, and would come again
+        with suppress(OSError):
+            errors.send((str(error), ""))
+        os._exit(1)
     except BaseException as error:  # whatever it is, the parent must hear of it
         summary = f"{type(error).__name__}: {error}".splitlines()[0][:500]
         with suppress(OSError):

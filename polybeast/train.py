@@ -50,8 +50,9 @@ def host(trainer: Trainer) -> None:
         )  # fmt: skip
 
     if config.actors.serial:
-        served = Inference(serving)
-        trainer.set_serial(lambda writer: Serial(arguments(everyone, trainer.incarnation()), mailbox, writer, served))
+        served, watch = Inference(serving), Unwatched(lambda: trainer.stopping)
+        own = arguments(everyone, trainer.incarnation())
+        trainer.set_serial(lambda writer: Serial(own, mailbox, writer, watch, served))
         return
 
     number = 0
@@ -94,16 +95,20 @@ def _halves(actors: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
 class Serial:
     """All environments and inference in this process, one after the other."""
 
-    def __init__(self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, served: Inference) -> None:
-        self._actors = RemoteActors(0, arguments, mailbox, writer, Unwatched())
-        self._served = served
+    def __init__(
+        self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, watch: Unwatched, served: Inference
+    ) -> None:
+        self._actors = RemoteActors(0, arguments, mailbox, writer, watch)
+        self._watch, self._served = watch, served
 
     def unroll(self, slots: Array) -> bool:
-        """Fill one slot for each actor with T steps."""
+        """Fill one slot for each actor with T steps; False if the run stops meanwhile."""
         self._actors.begin(slots)
         self._served.admit(0)
         self._served.forward([0])
         while not self._actors.take():
+            if self._watch.stopping:
+                return False
             self._actors.ask()
             self._served.forward([0])
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,10 +58,9 @@ class EnvChoice:
             if ":" in self.env:
                 raise  # the user's own function: its traceback says more than we can
             raise EnvError(f"cannot make --env {self.env}: {_one_line(error)}") from error
-        if isinstance(first, VectorEnv):
-            raise EnvError(
-                f"{self.env} returned a VectorEnv: return one gymnasium.Env, actors make as many as they need"
-            )
+        if not isinstance(first, gymnasium.Env):
+            what = "a VectorEnv" if isinstance(first, VectorEnv) else f"{first!r:.80}"
+            raise EnvError(f"{self.env} returned {what}: return one gymnasium.Env, actors make as many as they need")
         made = iter([first])
         return group_of([lambda: next(made, None) or make()] * len(seeds), seeds)
 
@@ -76,6 +76,8 @@ class EnvChoice:
     def _maker(self) -> Callable[..., Any]:
         if ":" in self.env:
             module_name, function_name = self.env.split(":", 1)
+            if not module_name or module_name.startswith("."):
+                raise EnvError(f"--env {self.env}: write it my_package.my_module:make_env")
             try:
                 module = importlib.import_module(module_name)
             except ModuleNotFoundError as error:
@@ -88,13 +90,16 @@ class EnvChoice:
             if function is None:
                 raise EnvError(f"--env {self.env}: {module_name} has no {function_name!r}")
             return lambda **extra: function(**self.env_kwargs, **extra)
-        if self.env not in gymnasium.registry and f"{self.env}-v0" in gymnasium.registry:
-            return lambda **extra: gymnasium.make(
-                f"{self.env}-v0", disable_env_checker=True, **self.env_kwargs, **extra
-            )
-        if self.env not in gymnasium.registry and ":" not in self.env:
+        name = self.env if self.env in gymnasium.registry else _newest_version(self.env)
+        if name is None:
             raise EnvError(f"unknown --env {self.env}{_did_you_mean(self.env)}")
-        return lambda **extra: gymnasium.make(self.env, disable_env_checker=True, **self.env_kwargs, **extra)
+        return lambda **extra: gymnasium.make(name, disable_env_checker=True, **self.env_kwargs, **extra)
+
+
+def _newest_version(name: str) -> str | None:
+    """`CartPole` -> `CartPole-v1`."""
+    versions = [key for key in gymnasium.registry if re.fullmatch(re.escape(name) + r"-v\d+", key)]
+    return max(versions, key=lambda key: int(key.rpartition("-v")[2]), default=None)
 
 
 def _did_you_mean(name: str) -> str:
