@@ -188,7 +188,7 @@ def call(
 
     yield call
     for name in set(sys.modules) - modules:
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+        if str(tmp_path) in repr(getattr(sys.modules[name], "__spec__", None)):
             del sys.modules[name]  # the next test may bring another module of this name
     assert handlers == {number: signal.getsignal(number) for number in handlers}
 

@@ -24,8 +24,10 @@ PONG = EnvChoice("PongNoFrameskip-v4", {"max_num_frames_per_episode": 60})
 class Watch(Unwatched):
     """A stopwatch that calls a function at each beat."""
 
+    stopping = False
+
     def __init__(self, on_beat=lambda watch: None):
-        self.on_beat, self.steps, self.stopping = on_beat, 0, False
+        self.on_beat, self.steps = on_beat, 0
 
     def beat(self, steps=0):
         self.steps += steps
