@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -49,8 +50,10 @@ def run(command: str, arguments: list[str]) -> int:
         return _fail("interrupted", 130)
     except BrokenPipeError:
         return 1
-    except Exception as error:  # of the user's own code, most likely: where it happened says more than we can
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            return _fail("too many open files: raise the limit (ulimit -n) or lower --num_actor_processes", 1)
+        traceback.print_exc()  # of the user's own code, most likely: where it happened says more than we can
         return _fail(f"{type(error).__name__}: {_line(error)}", 1)
 
 
