@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -30,15 +31,30 @@ def create(config: Config) -> Path:
     """
     name = config.run.xpid or f"{_plain(config.environment.env)}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.run.savedir) / name
-    if (folder / "config.json").exists():
+    if config.run.xpid and (folder / "config.json").exists():
         what = f"go on with it (--resume {name})" if checkpoint.saved(folder) else "remove it (it has no checkpoint)"
         raise ConfigError(f"{folder} holds a run already: {what} or choose another --xpid")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if config.run.xpid:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = _make_new(folder)
         write_config(folder, config)
         _point_latest_to(folder)
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --savedir") from error
+    return folder
+
+
+def _make_new(folder: Path) -> Path:
+    """This folder, or one with a number behind its name if another run of the same second has it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(2):
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('_')[0]}_{number}")
     return folder
 
 

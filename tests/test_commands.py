@@ -297,6 +297,15 @@ def test_a_run_is_named_by_environment_and_time_and_latest_points_to_it(call, tm
     assert (tmp_path / "runs" / "latest").resolve() == folder
 
 
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda *_: "20260102-030405")
+    for _ in range(3):
+        done = call(*SERIAL)
+        assert done.code == 0, done.err
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir() if not path.is_symlink())
+    assert names == [f"Catch-v0-20260102-030405{suffix}" for suffix in ("", "_2", "_3")]
+
+
 def test_a_name_is_used_once(call, tmp_path):
     assert call(*SERIAL, "--xpid", "once").code == 0
     before = sorted((tmp_path / "runs" / "once").rglob("*"))
