@@ -256,7 +256,7 @@ def test_serial_mode_gives_the_same_bits_for_the_same_seed(start, call, tmp_path
 
 def test_serial_mode_starts_no_process(start):
     program = start(*CATCH, *SERIAL, *ENDLESS)
-    program.wait_for("step ")
+    program.wait_for("loss total")
     assert [process.pid for process in program.family()] == [program.process.pid]
     program.send(signal.SIGINT)
     assert program.finish(SECONDS).code == 130
@@ -311,7 +311,7 @@ def test_a_signal_at_any_moment_ends_it_soon_and_cleanly(start, tmp_path, moment
 def test_sigterm_to_the_whole_group_saves_too(start, tmp_path):
     """As an init system stops a service."""
     program = start(*CATCH, *PROCESSES, *ENDLESS, "--xpid", "cut")
-    program.wait_for("step ")
+    program.wait_for("loss total")
     program.send(signal.SIGTERM, group=True)
     assert program.finish().code == 143, program.story()
     assert not program.err
@@ -370,7 +370,7 @@ def test_kill_9_of_the_parent_leaves_nothing(start, moment):
 def test_kill_9_of_actors_costs_unrolls_and_nothing_else(start, tmp_path):
     program = start(*CATCH, *PROCESSES, *ENDLESS, "--xpid", "hurt", "--max_restarts", 100)
     run = tmp_path / "runs" / "hurt"
-    program.wait_for("step ")
+    program.wait_for("loss total")
     for kills in (1, 2, 3):
         victim = wait_until(lambda: len(program.workers()) == 2 and program.workers(), "two actor processes")[kills % 2]
         victim.kill()
@@ -388,7 +388,7 @@ def test_kill_9_of_actors_costs_unrolls_and_nothing_else(start, tmp_path):
 def test_kill_9_of_the_fork_server_costs_actors_and_nothing_else(start, tmp_path):
     program = start(*CATCH, *PROCESSES, *ENDLESS, "--xpid", "hurt")
     run = tmp_path / "runs" / "hurt"
-    program.wait_for("step ")
+    program.wait_for("loss total")
     program.fork_server().kill()
     wait_until(lambda: rows(run)[-1]["restarts"] == 2, "both actor processes restarted")
     before = rows(run)[-1]["step"]
@@ -489,7 +489,7 @@ def test_few_file_descriptors_are_enough(start, limit):
 
 def test_polybeast_lives_the_same_life(start, tmp_path):
     program = start(*CATCH, *PROCESSES, "--trainer", "polybeast", "--xpid", "poly", "--inference", "process", *ENDLESS)
-    program.wait_for("loss total")  # a report after the first update: before it there is nothing to save
+    program.wait_for("loss total")  # a report after an update: before the first there is nothing to save
     run = tmp_path / "runs" / "poly"
     program.send(signal.SIGINT, group=True)
     assert program.finish().code == 130, program.story()
