@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -244,7 +245,10 @@ def warm_up() -> None:
     multiprocessing.resource_tracker.ensure_running()  # first, because it would take the block away again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the parent alone
     path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # it shall import what this process would
+    root = str(
+        Path(__file__).parents[1]
+    )  # so that it imports this package, not another one that happens to be installed
+    os.environ["PYTHONPATH"] = root if path is None else root + os.pathsep + path
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
