@@ -7,8 +7,6 @@ import signal
 import sys
 from typing import Any
 
-COMMANDS = ("train", "evaluate", "profile")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the process's exit status (0 done, 1 failed, 2 bad input, 128 + n ended by signal n)."""

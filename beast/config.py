@@ -6,12 +6,12 @@ The loss's settings live with the loss (`beast/algorithms/impala.py`), the optim
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from beast.envs import EnvChoice
 from beast.learner import OptimiserConfig
+from beast.names import NoSuchModule, import_named
 from beast.system import usable_cores
 
 
@@ -302,12 +302,8 @@ def algorithm_module(name: str) -> Any:
     """
     path = name if "." in name else f"beast.algorithms.{name}"
     try:
-        if path.startswith("."):
-            raise ModuleNotFoundError(name=path)  # it would be relative to nothing
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not path.startswith(error.name):
-            raise
+        module = import_named(path)
+    except NoSuchModule as error:
         raise ConfigError(
             f"no algorithm {name!r}: use a file of beast/algorithms (impala) or a module of your own that can be imported"
         ) from error

@@ -32,7 +32,6 @@ import numpy.typing as npt
 import torch
 
 # A leaf, or a dict or tuple of such: observations and recurrent states may nest to any depth.
-type_of_leaf = (np.ndarray, torch.Tensor)
 Nested = Any
 Array = npt.NDArray[Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from beast.data import Array, ArraySpec, EnvOutput, ModelInput, Nested, map_nested
 from beast.distributions import Distribution, distribution_for
+from beast.names import NoSuchModule, import_named
 from beast.unrolls import UnrollSpec
 from beast.weights import Weights, flatten_parameters
 
@@ -38,12 +38,8 @@ class ModelChoice:
         """
         path = self.model if "." in self.model else f"models.{self.model}"
         try:
-            if path.startswith("."):
-                raise ModuleNotFoundError(name=path)  # it would be relative to nothing
-            module = importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name is None or not path.startswith(error.name):
-                raise  # the module is there, something that it imports is not
+            module = import_named(path)
+        except NoSuchModule as error:
             raise ModelError(
                 f"no model {self.model!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, mlp) "
                 "or a module of your own (my_package.my_module) that can be imported from here"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from gymnasium.vector import VectorEnv
 
 from beast.envs import atari
 from beast.envs.base import EnvError, EnvGroup, group_of
+from beast.names import NoSuchModule, import_named
 
 __all__ = ["EnvChoice", "EnvError", "EnvGroup"]
 
@@ -79,13 +79,11 @@ class EnvChoice:
             if not module_name or module_name.startswith("."):
                 raise EnvError(f"--env {self.env}: write it my_package.my_module:make_env")
             try:
-                module = importlib.import_module(module_name)
-            except ModuleNotFoundError as error:
-                if error.name is not None and module_name.startswith(error.name):
-                    raise EnvError(
-                        f"--env {self.env}: no module {error.name!r}; run where it can be imported from, or set PYTHONPATH"
-                    ) from error
-                raise
+                module = import_named(module_name)
+            except NoSuchModule as error:
+                raise EnvError(
+                    f"--env {self.env}: no module {error.name!r}; run where it can be imported from, or set PYTHONPATH"
+                ) from error
             function = getattr(module, function_name, None)
             if function is None:
                 raise EnvError(f"--env {self.env}: {module_name} has no {function_name!r}")

@@ -1,0 +1,26 @@
+"""Modules by the names that users type: models, algorithms and environments of their own are found here."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class NoSuchModule(ImportError):
+    """The named module itself, or a package on the way to it, does not exist; `name` says which."""
+
+
+def import_named(path: str) -> ModuleType:
+    """Import `my_package.my_module`.
+
+    Raises:
+        NoSuchModule: if it is not there. Whatever else its import raises, a missing module of its own too, passes through.
+    """
+    if path.startswith("."):
+        raise NoSuchModule(name=path)  # it would be relative to nothing
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{path}.".startswith(f"{error.name}."):
+            raise NoSuchModule(name=error.name) from error
+        raise
