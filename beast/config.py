@@ -188,6 +188,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # Unclipped rewards make gradients of every size: no clip, and an epsilon that damps the small ones.
         "epsilon": 1.0,
         "grad_norm_clipping": 0.0,
+        "baseline_cost": 0.1,
         "reward_clipping": "none",
         "checkpoint_every": 1.0,
     },

@@ -69,7 +69,7 @@ def write_config(folder: Path, config: Config) -> None:
 def _circumstances() -> dict[str, Any]:
     return {
         "versions": {name: _version(name) for name in ("beast", "torch", "numpy", "gymnasium", "ale-py")},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "machine": system.machine(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -131,7 +131,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

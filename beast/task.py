@@ -94,6 +94,7 @@ def _dtype(config: Config, model: ModelChoice, device: torch.device) -> torch.dt
         if not able:
             raise ConfigError(f"--precision bfloat16: --model {model.model} does not support it (supports_bfloat16)")
         return torch.bfloat16
-    # Actors compute on the CPU and must agree with the learner on the format, so the CPU decides.
-    fast = able and has_fast_bfloat16() and (device.type == "cpu" or torch.cuda.is_bf16_supported())
+    # Actors must agree with the learner on the format: MonoBeast's compute on the CPU, whatever the learner does.
+    on_cpu = device.type == "cpu" or config.learner.trainer == "monobeast"
+    fast = able and (not on_cpu or has_fast_bfloat16()) and (device.type == "cpu" or torch.cuda.is_bf16_supported())
     return torch.bfloat16 if config.learner.precision == "auto" and fast else torch.float32

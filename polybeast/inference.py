@@ -103,6 +103,8 @@ class Inference:
         self._acting: dict[int, Policy] = {}  # group -> the policy that acts in its unroll
         self._core_state: Nested = self._policy_for(None).initial_state(sum(g.stop - g.start for g in a.groups))
         self._has_state = bool(flatten(self._core_state))
+        # Free again when a forward's actions are there, so one set of rows is enough.
+        self._page_locked = a.mailbox.page_locked() if a.device.type == "cuda" else None
         sizes = {group: places.stop - places.start for group, places in enumerate(a.groups)}
         self._batcher = Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
 
@@ -168,7 +170,7 @@ class Inference:
         if a.sync_every_step:
             policy.refresh()
         places = [a.groups[group] for group in groups]
-        post = a.mailbox.collect(places)
+        post = a.mailbox.collect(places, self._page_locked)
         state: Nested = ()
         if self._has_state:
             state = map_nested(lambda leaf: torch.cat([leaf[p] for p in places]), self._core_state)

@@ -14,6 +14,7 @@ from multiprocessing import reduction
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from beast.data import Array, ArraySpec, EnvOutput, Nested, flatten, map_nested
 from beast.shared import SharedArrays
@@ -105,14 +106,34 @@ class Mailbox:
 
     # -- inference's side -------------------------------------------------------------------------------------------------
 
-    def collect(self, groups: list[slice]) -> Post:
-        """Rows of several groups, one after the other; without a copy if they lie side by side."""
+    def collect(self, groups: list[slice], out: Post | None = None) -> Post:
+        """Rows of several groups, one after the other; without a copy if they lie side by side.
+
+        Args:
+            out: where to copy them in any case, room for all places.
+        """
         span = _one_slice(groups)
+        count = sum(places.stop - places.start for places in groups)
 
         def rows(array: Array) -> Array:
             return array[span] if span is not None else np.concatenate([array[places] for places in groups])
 
-        return Post(*(map_nested(rows, self._arrays[name]) for name in Post._fields))
+        def copied(array: Array, room: Array) -> Array:
+            return np.concatenate([array[places] for places in groups], out=room[:count])
+
+        fields = (self._arrays[name] for name in Post._fields)
+        if out is None:
+            return Post(*(map_nested(rows, field) for field in fields))
+        return Post(*(map_nested(copied, field, room) for field, room in zip(fields, out, strict=True)))
+
+    def page_locked(self) -> Post:
+        """Room for all places' rows that a GPU copies from at full speed, while the CPU goes on."""
+
+        def like(array: Array) -> Array:
+            room: Array = torch.from_numpy(array).clone().pin_memory().numpy()
+            return room
+
+        return Post(*(map_nested(like, self._arrays[name]) for name in Post._fields))
 
     def reply(self, groups: list[slice], action: Array, logits: Array, version: int) -> None:
         """Leave the answers."""

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from beast.data import ArraySpec, EnvOutput
+from beast.data import ArraySpec, EnvOutput, map_nested
 from beast.unrolls import UnrollSpec
-from polybeast.mailbox import Line, Mailbox, Request
+from polybeast.mailbox import Line, Mailbox, Post, Request
 
 FLOAT = np.dtype(np.float32)
 SPEC = UnrollSpec(
@@ -93,3 +93,15 @@ def test_messages_cross_processes_and_none_is_lost() -> None:
     assert [request.ticket for request in got] == list(range(500))
     requests.close()
     answers.close()
+
+
+def test_rows_can_be_copied_into_room_that_is_there_already() -> None:
+    mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
+    mailbox.post(slice(0, 2), env_output(2, 10), np.full((2, 5), 0.5, np.float32), opening=True)
+    mailbox.post(slice(2, 5), env_output(3, 20), np.full((3, 5), 0.25, np.float32), opening=False)
+    room = mailbox.collect([slice(0, 5)])
+    room = Post(*(map_nested(np.copy, field) for field in room))
+    groups = [slice(2, 5), slice(0, 1)]
+    post, expected = mailbox.collect(groups, room), mailbox.collect(groups)
+    map_nested(np.testing.assert_array_equal, tuple(post), tuple(expected))
+    assert np.shares_memory(post.observation["image"], room.observation["image"])

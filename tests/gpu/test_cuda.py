@@ -1,0 +1,133 @@
+"""What only a GPU shows: the same losses and actions as on the CPU, copies on their own stream, whole runs of both beasts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import rows
+from gymnasium import spaces
+from torch.testing import assert_close
+
+from beast.algorithms import impala
+from beast.data import ArraySpec, Batch, EnvOutput, map_nested
+from beast.distributions import distribution_for
+from beast.learner import Learner, OptimiserConfig
+from beast.policy import ModelChoice, Policy
+from beast.weights import Weights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+T, B, STACK = 20, 8, 4
+SPACE, ACTIONS = spaces.Box(0, 255, (STACK, 84, 84), np.uint8), spaces.Discrete(6)
+SPEC = ArraySpec(SPACE.shape, np.dtype(np.uint8), stack=STACK)
+MODELS = pytest.mark.parametrize("model", ["atari_shallow", "impala_shallow", "impala_resnet"])
+LSTM = pytest.mark.parametrize("use_lstm", [False, True], ids=["feed-forward", "lstm"])
+
+
+def batch_of(choice: ModelChoice, seed: int) -> Batch:
+    """As the store gives it, frames stored once."""
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        observation=torch.randint(256, (B, STACK + T + 1, 84, 84), generator=generator, dtype=torch.uint8),
+        reward=torch.randn(T + 1, B, generator=generator),
+        terminated=torch.rand(T + 1, B, generator=generator) < 0.05,
+        truncated=torch.zeros(T + 1, B, dtype=torch.bool),
+        first=torch.rand(T + 1, B, generator=generator) < 0.05,
+        last_action=torch.randint(6, (T + 1, B), generator=generator),
+        action=torch.randint(6, (T, B), generator=generator),
+        behaviour_logits=torch.randn(T, B, 6, generator=generator),
+        core_state=choice.build().initial_state(B),  # type: ignore[operator]
+        policy_version=torch.zeros(T, B, dtype=torch.int64),
+    )
+
+
+def learner_on(device: str, choice: ModelChoice, dtype: torch.dtype) -> Learner:
+    torch.manual_seed(0)
+    return Learner(
+        choice.build(), distribution_for(ACTIONS), impala.loss, impala.Config(), OptimiserConfig(), SPEC, 10**9,
+        torch.device(device), dtype,
+    )  # fmt: skip
+
+
+@MODELS
+@LSTM
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 5e-2)])
+def test_losses_are_those_of_the_cpu(model: str, use_lstm: bool, dtype: torch.dtype, tolerance: float) -> None:
+    choice = ModelChoice(model, use_lstm, SPACE, ACTIONS)
+    cpu, cuda = learner_on("cpu", choice, dtype), learner_on("cuda", choice, dtype)
+    for seed in range(3):
+        batch = batch_of(choice, seed)
+        expected = cpu.step(cpu.stage(batch))
+        got = cuda.step(cuda.stage(batch))
+        for name, value in expected.items():
+            assert_close(got[name].cpu().float(), value.float(), rtol=tolerance, atol=tolerance * 100)
+
+
+def test_a_batch_staged_by_another_thread_while_one_is_learned_arrives_whole() -> None:
+    choice = ModelChoice("impala_shallow", False, SPACE, ACTIONS)
+    learner = learner_on("cuda", choice, torch.bfloat16)
+    batches = [batch_of(choice, seed) for seed in range(4)]
+    staged = [learner.stage(batch) for batch in batches]
+    for batch, there in zip(batches, staged, strict=True):
+        learner.step(learner.stage(batches[0]))
+        assert there.ready is not None
+        there.ready.synchronize()
+        map_nested(lambda a, b: assert_close(a.cpu(), b), tuple(there.batch), tuple(batch))
+
+
+@MODELS
+@LSTM
+def test_a_policy_chooses_the_same_actions_on_both(model: str, use_lstm: bool) -> None:
+    choice = ModelChoice(model, use_lstm, SPACE, ACTIONS)
+    torch.manual_seed(0)
+    source = choice.build()
+    weights = Weights(sum(p.numel() for p in source.parameters()), torch.float32)
+    weights.publish(torch.cat([p.detach().reshape(-1) for p in source.parameters()]), 0)
+    policies = [Policy(choice, torch.float32, weights, B, torch.device(device)) for device in ("cpu", "cuda")]
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        nothing = np.full(B, np.nan, np.float32)
+        env = EnvOutput(
+            generator.integers(0, 256, (B, *SPACE.shape), dtype=np.uint8), np.zeros(B, np.float32), np.zeros(B, bool),
+            np.zeros(B, bool), np.zeros(B, bool), np.zeros(B, np.int64), nothing, nothing, np.zeros((B, 0), np.float32),
+        )  # fmt: skip
+        noise = policies[0].distribution.noise(generator, B)
+        answers = []
+        for policy in policies:
+            policy.refresh()
+            answers.append(policy.act(env, noise))
+        assert_close(answers[0][1], answers[1][1], rtol=1e-2, atol=1e-2)
+        assert (
+            answers[0][0] == answers[1][0]
+        ).mean() >= 0.75  # where two actions are as good as equal, rounding decides
+
+
+@pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
+@LSTM
+def test_whole_runs_on_the_gpu_learn_catch(start, tmp_path, trainer: str, use_lstm: bool) -> None:
+    flags = [
+        "--env",
+        "Catch-v0",
+        "--trainer",
+        trainer,
+        "--device",
+        "cuda",
+        "--total_steps",
+        200_000,
+        "--report_every",
+        1,
+    ]
+    program = start(*flags, "--xpid", "catch", *(["--use_lstm"] if use_lstm else [])).finish()
+    assert program.code == 0, program.story()
+    assert rows(tmp_path / "runs" / "catch")[-1]["mean_episode_return"] > 0.8
+
+
+@pytest.mark.parametrize("inference", ["thread", "process"])
+def test_inference_on_the_gpu_in_a_thread_and_in_a_process(start, inference: str) -> None:
+    flags = ["--env", "PongNoFrameskip-v4", "--trainer", "polybeast", "--device", "cuda", "--inference", inference]
+    program = start(*flags, "--total_steps", 20_000).finish()
+    assert program.code == 0, program.story()
