@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import rows
 
 import monobeast.train
 import polybeast.train
@@ -52,3 +54,33 @@ def test_workers_and_inference_learn_catch(inference: str) -> None:
     assert sizes.max() <= 16
     served = int((counts["batch_sizes"] * range(17)).sum())
     assert served >= run.learner.steps
+
+
+PROBE = """
+import sys
+import gymnasium
+
+class Probe(gymnasium.Wrapper):
+    metric_names = ("models_imported",)
+
+    def step(self, action):
+        *step, info = self.env.step(action)
+        info["models_imported"] = float(any(name.startswith("models.") for name in sys.modules))
+        return *step, info
+
+def make_env():
+    return Probe(gymnasium.make("CartPole-v1"))
+"""
+
+
+@pytest.mark.parametrize(("trainer", "imported"), [("polybeast", 0.0), ("monobeast", 1.0)])
+def test_only_monobeasts_workers_import_model_code(start: Any, tmp_path: Path, trainer: str, imported: float) -> None:
+    (tmp_path / "probe.py").write_text(PROBE)
+    flags = ["--env", "probe:make_env", "--trainer", trainer, "--num_actors", 4, "--batch_size", 4]
+    program = start(
+        *flags, "--num_actor_processes", 2, "--total_steps", 4_000, "--xpid", "probe", "--report_every", 0.5
+    )
+    assert program.finish().code == 0, program.story()
+    seen = [row["env/models_imported"] for row in rows(tmp_path / "runs" / "probe") if "env/models_imported" in row]
+    assert seen
+    assert set(seen) == {imported}
