@@ -15,16 +15,22 @@ import numpy as np
 from beast.data import Array, Nested
 from beast.envs import EnvChoice
 from beast.policy import ModelChoice, seed_for
+from beast.trace import Clock
 from beast.unrolls import UnrollWriter
 
 
-class Stopwatch(Protocol):
+class Timer(Protocol):
+    """Times blocks: a worker's Context, or a Clock."""
+
+    def stage(self, name: str, size: int = 0) -> AbstractContextManager[None]: ...
+
+
+class Stopwatch(Timer, Protocol):
     """What actors report to: a worker's Context, or `Unwatched`."""
 
     @property
     def stopping(self) -> bool: ...
     def beat(self, steps: int = 0) -> None: ...
-    def stage(self, name: str) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,11 @@ class Unwatched:
 
     Args:
         stopping: whether the run is to end.
+        clock: the learner's.
     """
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
-        self._stopping = stopping
+    def __init__(self, stopping: Callable[[], bool], clock: Clock) -> None:
+        self._stopping, self._clock = stopping, clock
 
     @property
     def stopping(self) -> bool:
@@ -118,13 +125,5 @@ class Unwatched:
     def beat(self, steps: int = 0) -> None:
         pass
 
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        return _nothing
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-_nothing = _Nothing()
+    def stage(self, name: str, size: int = 0) -> AbstractContextManager[None]:
+        return self._clock.stage(name, size)

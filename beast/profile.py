@@ -1,13 +1,18 @@
 """Where the time goes: the real trainer for a while, then each of its parts alone, and how far the whole is from the bound.
 
-bound = cores / (environment + inference + learner time per agent step, each measured alone on one core)
+bound = cores / (environment + inference + learner: core time per agent step, each measured alone)
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,97 +21,180 @@ import torch
 
 from beast import system
 from beast.config import Config
-from beast.data import Batch, flatten, map_nested
+from beast.data import Batch, map_nested
 from beast.learner import Learner, Staged
 from beast.policy import Policy
+from beast.run_folder import git_commit
 from beast.task import Task
-from beast.trainer import Trainer
+from beast.trace import Trace
+from beast.trainer import LEARNER_STAGES, Trainer
+from beast.unrolls import UnrollSpec
 from beast.weights import Weights
+from beast.workers import Board
 
-WARM_UP = 5.0  # seconds after the first update
+ROUNDS = 3  # of each part alone
+LEAST_STEPS = 1_000_000_000  # the clock ends a profile, not its steps
 
 
-def measure(config: Config, task: Task, host: Callable[[Trainer], None], seconds: float) -> dict[str, Any]:
-    """Figures of a run of `seconds` (after a warm-up), and of each part alone.
+@dataclass(frozen=True)
+class Measurement:
+    """What to measure, and for how long."""
+
+    seconds: float
+    """of the steady window"""
+    warm_up: float
+    """seconds from the first update to it"""
+    bound: bool = True
+    """also measure each part alone"""
+    trace: Path | None = None
+    """where a Chrome trace of the window goes"""
+
+
+def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: Measurement) -> dict[str, Any]:
+    """Figures of a run in its steady window, and of each part alone.
 
     Returns:
-        A nested dict for JSON: times in microseconds of one core per agent step, memory in megabytes.
+        A nested dict for JSON: times in microseconds per agent step, memory in megabytes.
+
+    Raises:
+        KeyboardInterrupt: if a signal ended the run.
     """
-    started = time.monotonic()
-    trainer = Trainer(config.replace(disable_checkpoint=True), task, None, live=False)
+    started = time.perf_counter()
+    total_steps = max(config.learner.total_steps, LEAST_STEPS)
+    trainer = Trainer(config.replace(disable_checkpoint=True, total_steps=total_steps), task, None, live=False)
+    trace = Trace(trainer.board) if what.trace else None
+    if trace:
+        trainer.clock, trainer.workers.context = trace.clock, trace.context
     snapshots: list[dict[str, Any]] = []
-    first_update: list[float] = []
+    first_update = float("nan")
 
     def observe() -> None:
-        while not trainer.learner.updates and not trainer.failed:
+        nonlocal first_update
+        while not trainer.learner.updates and not trainer.stopping:
             time.sleep(0.02)
-        first_update.append(time.monotonic() - started)
-        for wait in (WARM_UP, seconds):
-            end = time.monotonic() + wait
-            while time.monotonic() < end and not trainer.failed:
-                time.sleep(0.05)
+        first_update = time.perf_counter() - started
+        for wait in (what.warm_up, what.seconds):
+            end = time.perf_counter() + wait
+            while time.perf_counter() < end and not trainer.stopping:
+                time.sleep(0.02)
+            if trainer.stopping:
+                return
             snapshots.append(_snapshot(trainer))
         trainer.stop()
 
-    observer = threading.Thread(target=observe, daemon=True)
-    observer.start()
-    trainer.run(host)
-    observer.join()
-    whole = _whole(trainer, *snapshots)
-    alone = _alone(config, task, trainer)
-    bound = system.usable_cores() / (sum(alone.values()) / 1e6)
-    if task.device.type == "cuda":  # the device works beside the cores, not on them
-        bound = min(system.usable_cores() / ((alone["environment"] + alone["inference"]) / 1e6), 1e6 / alone["learner"])
-    return {
+    trainer.start_thread("observer", observe)
+    if trainer.run(host):
+        raise KeyboardInterrupt
+    before, after = snapshots
+    whole = _whole(trainer, before, after) | {"first_update_s": first_update}
+    figures: dict[str, Any] = {
         "flags": config.flat(),
         "machine": system.machine(),
-        "whole": whole | {"first_update_s": first_update[0]},
-        "alone_us": alone,
-        "bound_sps": bound,
-        "efficiency": whole["sps"] / bound,
+        "git_commit": git_commit(),
+        "device": str(task.device),
+        "dtype": str(task.dtype).removeprefix("torch."),
+        "whole": whole,
     }
+    if trace and what.trace:
+        figures["trace_too_small_for"] = trace.write(
+            what.trace, before["at"], after["at"], trainer.workers.workers
+        )  # fmt: skip
+    if what.bound:
+        alone = _alone(config, task, trainer)
+        bound = _bound(alone, task.device, config.learner.trainer)
+        figures |= {"alone_us": alone, "bound_sps": bound, "efficiency": whole["sps"] / bound}
+    return figures
+
+
+def _bound(alone: dict[str, float], device: torch.device, trainer: str) -> float:
+    """Steps a second if nothing ever waited: of all cores, and of the GPU, which works beside them."""
+    on_device: set[str] = (
+        set() if device.type == "cpu" else {"learner", "inference"} if trainer == "polybeast" else {"learner"}
+    )
+    on_cores = sum(value for name, value in alone.items() if name not in on_device)
+    bound = system.usable_cores() * 1e6 / on_cores
+    return min(bound, 1e6 / sum(alone[name] for name in on_device)) if on_device else bound
 
 
 def _snapshot(trainer: Trainer) -> dict[str, Any]:
+    at = time.perf_counter()
     own = psutil.Process()
-    children = [psutil.Process(pid) for pid in trainer.workers.pids()]
-
-    def cpu(process: psutil.Process) -> float:
-        times = process.cpu_times()
-        return float(times.user + times.system)
-
+    processes = [own, *own.children(recursive=True)]  # the fork server too: it shares its pages with the workers
+    pss = switches = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            pss += process.memory_full_info().pss
+            switches += _context_switches(process.pid)
     return {
-        "at": time.monotonic(),
+        "at": at,
         "steps": trainer.learner.steps,
         "updates": trainer.learner.updates,
-        "stages": trainer.board.seconds(),
-        "learner": dict(trainer.seconds),
-        "cpu_parent": cpu(own),
-        "cpu_workers": sum(cpu(child) for child in children),
-        "switches": sum(sum(child.num_ctx_switches()) for child in (own, *children)),
-        "pss_mb": sum(child.memory_full_info().pss for child in (own, *children)) / 1e6,
+        "workers": trainer.board.seconds(),
+        "clock": dict(trainer.clock.seconds),
+        "cpu": _cpu_seconds(trainer, own),
+        "switches": switches,
+        "pss_mb": pss / 1e6,
         "more": trainer.more_counts(),
         "lag": trainer.reports.lag(),
     }
+
+
+def _cpu_seconds(trainer: Trainer, own: psutil.Process) -> dict[str, float]:
+    """Since the start, by role: of each worker by its name, and of this process's threads."""
+    seconds: dict[str, float] = defaultdict(float)
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    for thread in own.threads():
+        # Threads that Python does not know are those that torch computes with, for the learner most of all.
+        role = _role(names.get(thread.id, "learner"))
+        if trainer.config.actors.serial:
+            role = "serial"
+        elif role not in ("learner", "inference"):
+            role = "rest"
+        seconds[role] += thread.user_time + thread.system_time
+    for worker in trainer.workers.workers:
+        with suppress(psutil.Error):
+            times = psutil.Process(worker.process.pid).cpu_times()
+            seconds[_role(worker.name)] += times.user + times.system
+    return seconds
+
+
+def _role(name: str) -> str:
+    """`actor process 3` -> `actor`, `learner-0` -> `learner`."""
+    return name.rstrip("-0123456789 ").removesuffix(" process")
+
+
+def _context_switches(pid: int) -> int:
+    """Of all its threads (psutil's count is of the first one alone)."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with suppress(OSError):  # it has ended meanwhile
+            total += sum(int(line.split()[1]) for line in status.read_text().splitlines() if "ctxt_switches" in line)
+    return total
 
 
 def _whole(trainer: Trainer, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     steps = max(after["steps"] - before["steps"], 1)
     wall = after["at"] - before["at"]
 
-    def per_step(key: str) -> dict[str, float]:
-        return {name: (after[key][name] - before[key][name]) / steps * 1e6 for name in after[key]}
+    def spent(key: str, name: str) -> float:
+        return float(after[key].get(name, 0.0) - before[key].get(name, 0.0))
 
+    def per_step(key: str, name: str) -> float:
+        return spent(key, name) * 1e6 / float(steps)
+
+    # What actors do is timed by the workers, and by this process's clock where they, or inference, are in it.
+    acting = [name for name in Board.STAGES if name != "wait"]
     sps = steps / wall
     return {
         "seconds": wall,
         "sps": sps,
         "fps": sps * trainer.task.env.action_repeat,
         "updates_per_s": (after["updates"] - before["updates"]) / wall,
-        "worker_us": per_step("stages"),
-        "learner_us": per_step("learner"),
-        "cpu_workers": (after["cpu_workers"] - before["cpu_workers"]) / wall,
-        "cpu_parent": (after["cpu_parent"] - before["cpu_parent"]) / wall,
+        "worker_us": {name: per_step("workers", name) + per_step("clock", name) for name in acting}
+        | {"wait": per_step("workers", "wait")},
+        "learner_us": {name: per_step("clock", name) for name in LEARNER_STAGES},
+        "cores_used": {role: spent("cpu", role) / wall for role in sorted(after["cpu"])},
+        "cpu_us": {role: per_step("cpu", role) for role in sorted(after["cpu"])},
         "switches_per_s": (after["switches"] - before["switches"]) / wall,
         "pss_mb": after["pss_mb"],
         "policy_lag": after["lag"],
@@ -114,41 +202,68 @@ def _whole(trainer: Trainer, before: dict[str, Any], after: dict[str, Any]) -> d
     }
 
 
-def _alone(config: Config, task: Task, trainer: Trainer, seconds: float = 2.0) -> dict[str, float]:
-    """Microseconds per agent step of each part, with the machine to itself and one compute thread."""
+def _alone(config: Config, task: Task, trainer: Trainer) -> dict[str, float]:
+    """Microseconds per agent step of each part, with the machine to itself and one compute thread.
+
+    In turns, medians of several, so that a processor that changes its speed meanwhile does so for all parts.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    num_envs = -(-config.actors.num_actors // config.actors.processes)
+    act, close = _acting(config, task, trainer.weights)
+    staged = blank_batch(trainer.learner, trainer.store.spec, config.learner.batch_size, config.actors.unroll_length)
+    rounds = [act(0.7) | {"learner": time_learner(trainer.learner, staged, 1.4)} for _ in range(1 + ROUNDS)]
+    close()
+    torch.set_num_threads(threads)
+    return {name: statistics.median(found[name] for found in rounds[1:]) for name in rounds[0]}  # the first warms up
+
+
+def _acting(
+    config: Config, task: Task, weights: Weights
+) -> tuple[Callable[[float], dict[str, float]], Callable[[], None]]:
+    """Environments and policy as an actor process has them; a function that times both, and one that closes them."""
+    on_gpu = task.device.type == "cuda" and config.learner.trainer == "polybeast"
+    # Of PolyBeast's environments half wait for a forward while the others step.
+    num_envs = -(-config.actors.num_actors // (2 if on_gpu else config.actors.processes))
+    device = task.device if on_gpu else torch.device("cpu")
     group = task.env.make_group(list(range(num_envs)))
-    env = group.reset()
-    policy = Policy(task.model, task.dtype, trainer.weights, num_envs)
+    policy = Policy(task.model, task.dtype, weights, num_envs, device)
     policy.refresh()
-    noise = policy.distribution.noise(np.random.default_rng(0), num_envs)
-    action, _ = policy.act(env, noise)
-    environment = _time(lambda: group.step(action), seconds) / num_envs
-    inference = _time(lambda: policy.act(env, noise), seconds) / num_envs
-    group.close()
+    generator, env = np.random.default_rng(0), group.reset()
 
-    staged = _dummy_batch(config, task, trainer)
-    learner = trainer.learner
-    weights = Weights(learner.flat.numel(), task.dtype)
+    def act(seconds: float) -> dict[str, float]:
+        nonlocal env
+        now, spent, steps = _clock(device), {"environment": 0.0, "inference": 0.0}, 0
+        end = time.perf_counter() + seconds
+        while not steps or time.perf_counter() < end:
+            noise = policy.distribution.noise(generator, num_envs)
+            start = now()
+            action, _ = policy.act(env, noise)
+            acted = now()
+            env = group.step(action)
+            spent["environment"] += now() - acted
+            spent["inference"] += acted - start
+            steps += num_envs
+        return {name: value / steps * 1e6 for name, value in spent.items()}
 
-    def learn() -> None:
+    return act, group.close
+
+
+def time_learner(learner: Learner, staged: Staged, seconds: float) -> float:
+    """Microseconds per agent step of updates from one batch over and over, publishing included."""
+    weights = Weights(learner.flat.numel(), learner.dtype)
+    now, updates = _clock(learner.device), 0
+    start, end = now(), time.perf_counter() + seconds
+    while not updates or time.perf_counter() < end:
         learner.step(staged)
         weights.publish(learner.flat, learner.updates)
+        updates += 1
+    unroll_length, batch_size = staged.batch.action.shape[:2]
+    return (now() - start) / (updates * unroll_length * batch_size) * 1e6
 
-    learn_time = _time(learn, 2 * seconds) / (config.learner.batch_size * config.actors.unroll_length)
-    torch.set_num_threads(threads)
-    return {"environment": environment, "inference": inference, "learner": learn_time}
 
-
-def _dummy_batch(config: Config, task: Task, trainer: Trainer) -> Staged:
+def blank_batch(learner: Learner, spec: UnrollSpec, batch_size: int, unroll_length: int) -> Staged:
     """A batch of zeros in the store's layout: the learner's time does not depend on what is in it."""
-    learner: Learner = trainer.learner
-    batch_size, spec = config.learner.batch_size, trainer.store.spec
-    slots = map_nested(
-        lambda s: torch.from_numpy(np.zeros(s.shape, s.dtype)), spec.slots(batch_size, config.actors.unroll_length)
-    )
+    slots = map_nested(lambda s: torch.from_numpy(np.zeros(s.shape, s.dtype)), spec.slots(batch_size, unroll_length))
     observation = map_nested(
         lambda s, x: x if s.stack > 1 else x.transpose(0, 1).contiguous(), spec.observation, slots["observation"]
     )
@@ -157,51 +272,59 @@ def _dummy_batch(config: Config, task: Task, trainer: Trainer) -> Staged:
         for name in Batch._fields
         if name not in ("observation", "core_state")
     }
-    batch = Batch(observation=observation, core_state=slots["core_state"], **rows)
-    assert flatten(batch.observation)
-    return learner.stage(batch)
+    return learner.stage(Batch(observation=observation, core_state=slots["core_state"], **rows))
 
 
-def _time(call: Callable[[], Any], seconds: float) -> float:
-    """Median microseconds of a call."""
-    for _ in range(3):
-        call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    times = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1e6
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Seconds of this process's core time, so that what else runs on the machine is not counted; of a GPU's, wall time."""
+    if device.type != "cuda":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print what `measure` found."""
-    whole, alone = figures["whole"], figures["alone_us"]
+    whole, cores = figures["whole"], figures["machine"]["cores"]
     print(
         f"steady for {whole['seconds']:.0f} s: {whole['sps']:,.0f} SPS = {whole['fps']:,.0f} FPS, "
         f"{whole['updates_per_s']:.1f} updates/s; first update {whole['first_update_s']:.1f} s after the start\n"
         f"policy lag {whole['policy_lag']['mean']:.1f} updates (most {whole['policy_lag']['max']:.0f}); memory "
-        f"{whole['pss_mb']:,.0f} MB; {whole['switches_per_s']:,.0f} context switches/s\n"
-        f"cores used: actors {whole['cpu_workers']:.2f}, learner and the rest {whole['cpu_parent']:.2f}"
+        f"{whole['pss_mb']:,.0f} MB; {whole['switches_per_s']:,.0f} context switches/s"
     )
-    print("wall time per agent step, microseconds of the process or thread that spends it:")
-    for title, key in (("actors", "worker_us"), ("learner", "learner_us")):
-        parts = "   ".join(f"{name} {value:.1f}" for name, value in whole[key].items())
-        print(f"  {title:<8} {parts}")
     if batches := whole["inference"]:
         print(
-            f"  batches  {batches['batch_size_mean']:.1f} environments (median {batches['batch_size_median']:.0f}, 99th "
+            f"batches of {batches['batch_size_mean']:.1f} environments (median {batches['batch_size_median']:.0f}, 99th "
             f"percentile {batches['batch_size_p99']:.0f}); a group waits {batches['wait_ms_median']:.2f} ms (median), "
             f"{batches['wait_ms_p99']:.2f} ms (99th percentile); a forward takes {batches['forward_ms']:.2f} ms"
         )
-    parts = " + ".join(f"{name} {value:.1f}" for name, value in alone.items())
-    print(f"alone, microseconds of one core per agent step: {parts} = {sum(alone.values()):.1f}")
-    print(
-        f"bound = {figures['machine']['cores']} cores / that = {figures['bound_sps']:,.0f} SPS; "
-        f"efficiency = {whole['sps']:,.0f} / {figures['bound_sps']:,.0f} = {figures['efficiency']:.2f}"
-    )
+    used = ", ".join(f"{role} {value:.2f}" for role, value in whole["cores_used"].items())
+    print(f"cores used: {used}; {sum(whole['cores_used'].values()):.2f} of {cores} in all")
+    print("microseconds per agent step\n  of core time: " + _parts(whole["cpu_us"]))
+    print("  of wall time: " + _parts(_stages(whole)))
+    print(f"  waiting: workers {whole['worker_us']['wait']:.1f}, learner threads {whole['learner_us']['wait']:.1f}")
+    if "alone_us" in figures:
+        alone, bound = figures["alone_us"], figures["bound_sps"]
+        print(f"  each part alone: {_parts(alone)} = {sum(alone.values()):.1f}")
+        how = (
+            f"{cores} cores / that" if figures["device"] == "cpu" else f"{cores} cores or the GPU, whichever is slower"
+        )
+        print(
+            f"bound = {how} = {bound:,.0f} SPS; "
+            f"efficiency = {whole['sps']:,.0f} / {bound:,.0f} = {figures['efficiency']:.2f}"
+        )
+    for name in figures.get("trace_too_small_for", ()):
+        print(f"the trace holds only the end of what {name} did: take fewer --seconds")
+
+
+def _stages(whole: dict[str, Any]) -> dict[str, float]:
+    """What is done for an agent step, in its order; waiting left out."""
+    return {name: value for key in ("worker_us", "learner_us") for name, value in whole[key].items() if name != "wait"}
+
+
+def _parts(values: dict[str, float]) -> str:
+    return "   ".join(f"{name} {value:.1f}" for name, value in values.items())

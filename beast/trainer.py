@@ -23,11 +23,13 @@ from beast.learner import Learner
 from beast.reports import Reports
 from beast.system import keep_freed_memory, usable_cores
 from beast.task import Task
+from beast.trace import Clock
 from beast.unrolls import UnrollStore, UnrollWriter, WorkerPort
 from beast.weights import Weights
 from beast.workers import Board, Worker, WorkerError, Workers
 
 STOP_DEADLINE = 5.0  # seconds that workers have to leave
+LEARNER_STAGES = ("wait", "batch", "copy", "learn", "publish")
 DOUBLE_SIGNAL = 0.5  # seconds within which a second signal is the same one
 
 
@@ -79,8 +81,8 @@ class Trainer:
         self.store = UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
         self.board = Board(config.actors.processes + 2)  # hosts, inference, evaluator
         self.workers = Workers(self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell)
-        self.seconds = dict.fromkeys(("wait", "batch", "learn", "publish"), 0.0)
-        """The learner threads' time by stage since the start."""
+        self.clock = Clock()
+        """This process's time by stage since the start: LEARNER_STAGES, and what actors do where they are in it."""
 
         self.more_counts: Callable[[], dict[str, Any]] = dict
         """Counts that a beast keeps of its own, for profile: see `summarise`."""
@@ -230,26 +232,23 @@ class Trainer:
 
     def learn_once(self, timeout: float) -> bool:
         """Wait for a batch, learn from it, publish; False if none came in time. Safe from several threads."""
-        start = time.perf_counter()
-        slots = self.store.next_slots(self.config.learner.batch_size, timeout)
-        waited = time.perf_counter()
-        self.seconds["wait"] += waited - start
+        with self.clock.stage("wait"):
+            slots = self.store.next_slots(self.config.learner.batch_size, timeout)
         if slots is None:
             return False
-        batch, episodes = self.store.read(slots)
+        with self.clock.stage("batch"):
+            batch, episodes = self.store.read(slots)
         versions = batch.policy_version
-        staged = self.learner.stage(batch)
-        self.seconds["batch"] += time.perf_counter() - waited
+        with self.clock.stage("copy"):
+            staged = self.learner.stage(batch)
         with self._learn_lock:
             if self._stopping or self.learner.steps >= self.config.learner.total_steps:
                 return False
-            start = time.perf_counter()
             lags = self.learner.updates - versions
-            metrics = self.learner.step(staged)
-            learned = time.perf_counter()
-            self.weights.publish(self.learner.flat, self.learner.updates)
-            self.seconds["learn"] += learned - start
-            self.seconds["publish"] += time.perf_counter() - learned
+            with self.clock.stage("learn"):
+                metrics = self.learner.step(staged)
+            with self.clock.stage("publish"):
+                self.weights.publish(self.learner.flat, self.learner.updates)
             self.reports.add_update(metrics, lags)
             self.reports.add_episodes(episodes)
         return True

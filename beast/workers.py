@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,14 @@ class Context:
         self._steps[self.index] += steps
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block as one of `Board.STAGES`."""
+    def stage(self, name: str, size: int = 0) -> Iterator[None]:
+        """Time a block as one of `Board.STAGES`; `size`: how many environments it serves, where that varies."""
         start = time.perf_counter()
         yield
-        self._seconds[Board.STAGES.index(name)] += time.perf_counter() - start
+        self._add(Board.STAGES.index(name), start, time.perf_counter(), size)
+
+    def _add(self, stage: int, start: float, end: float, size: int) -> None:
+        self._seconds[stage] += end - start
 
 
 @dataclass
@@ -145,6 +149,8 @@ class Workers:
         self._max_restarts, self._timeout, self._window, self._tell = max_restarts, timeout, window, tell
         self.workers: list[Worker] = []
         self.restarts = 0
+        self.context: Callable[[int], Context] = partial(Context, board)
+        """From a place on the board to what its worker reports to."""
 
     def add(self, worker: Worker) -> None:
         """Start a worker and watch it from now on."""
@@ -157,7 +163,7 @@ class Workers:
         arguments = worker.make_arguments(worker.count)
         worker.process = _spawner().Process(
             target=_main,
-            args=(worker.name, worker.target, Context(self.board, worker.index), arguments, sender),
+            args=(worker.name, worker.target, self.context(worker.index), arguments, sender),
             name=worker.name,
             daemon=True,
         )

@@ -23,7 +23,9 @@ def host(trainer: Trainer) -> None:
         everyone = arguments(tuple(range(config.actors.num_actors)), trainer.incarnation())
 
         def make(writer: UnrollWriter) -> actor.Actors:
-            return actor.Actors(everyone, task.dtype, trainer.weights, writer, Unwatched(lambda: trainer.stopping))
+            return actor.Actors(
+                everyone, task.dtype, trainer.weights, writer, Unwatched(lambda: trainer.stopping, trainer.clock)
+            )
 
         trainer.set_serial(make)
         return

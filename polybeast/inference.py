@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from beast.actors import Timer
 from beast.data import Array, ArraySpec, Nested, flatten, map_nested
 from beast.policy import ModelChoice, Policy
 from beast.shared import SharedArrays
@@ -95,10 +96,15 @@ class Statistics:
 
 
 class Inference:
-    """Answers requests. The recurrent state of every environment stays here, on the device."""
+    """Answers requests. The recurrent state of every environment stays here, on the device.
 
-    def __init__(self, arguments: InferenceArguments) -> None:
+    Args:
+        watch: times forwards.
+    """
+
+    def __init__(self, arguments: InferenceArguments, watch: Timer) -> None:
         a = self._a = arguments
+        self._watch = watch
         self._policies: list[Policy] = []
         self._acting: dict[int, Policy] = {}  # group -> the policy that acts in its unroll
         self._core_state: Nested = self._policy_for(None).initial_state(sum(g.stop - g.start for g in a.groups))
@@ -162,14 +168,17 @@ class Inference:
         waits = [start - waiting.since for waiting in batch]
         a.statistics.add(sum(p.stop - p.start for p in places), waits, time.monotonic() - start)
 
-    @torch.inference_mode()
     def forward(self, groups: list[int]) -> None:
         """Act for some groups that act with one policy, from the mailbox and back into it."""
+        places = [self._a.groups[group] for group in groups]
+        with self._watch.stage("inference", sum(p.stop - p.start for p in places)):
+            self._forward(self._acting[groups[0]], places)
+
+    @torch.inference_mode()
+    def _forward(self, policy: Policy, places: list[slice]) -> None:
         a = self._a
-        policy = self._acting[groups[0]]
         if a.sync_every_step:
             policy.refresh()
-        places = [a.groups[group] for group in groups]
         post = a.mailbox.collect(places, self._page_locked)
         state: Nested = ()
         if self._has_state:
@@ -195,7 +204,6 @@ def run(context: Context, _ports: list[Any], arguments: InferenceArguments) -> N
     """The body of an inference process."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    inference = Inference(arguments)
+    inference = Inference(arguments, context)
     context.beat(1)
-    with context.stage("inference"):
-        inference.serve(lambda: context.stopping, context.beat)
+    inference.serve(lambda: context.stopping, context.beat)

@@ -50,7 +50,8 @@ def host(trainer: Trainer) -> None:
         )  # fmt: skip
 
     if config.actors.serial:
-        served, watch = Inference(serving), Unwatched(lambda: trainer.stopping)
+        watch = Unwatched(lambda: trainer.stopping, trainer.clock)
+        served = Inference(serving, watch)
         own = arguments(everyone, trainer.incarnation())
         trainer.set_serial(lambda writer: Serial(own, mailbox, writer, watch, served))
         return
@@ -75,7 +76,7 @@ def host(trainer: Trainer) -> None:
     if config.inference.inference == "process":
         trainer.add_worker("inference process", inference.run, [], lambda ports, _: (ports, serving))
     else:
-        served = Inference(serving)
+        served = Inference(serving, trainer.clock)
 
         def serve() -> None:
             torch.set_num_threads(1)  # of this thread
