@@ -157,26 +157,43 @@ def profile(arguments: list[str]) -> int:
         "run.py profile", "Train for a while without saving anything, and say where the time goes.", arguments
     )
     add = parser.add_argument_group("Profile").add_argument
-    add("--seconds", type=float, default=30.0, metavar="X", help="to measure, after the warm-up [30]")
+    add(
+        "--seconds",
+        type=float,
+        metavar="X",
+        help="to measure, after the warm-up [30]; with --autotune: for the whole search [120]",
+    )
     add("--warm_up", type=float, default=5.0, metavar="X", help="seconds from the first update until then [5]")
     add("--no_bound", action="store_true", help="leave out the parts alone, and the bound")
     add("--trace", metavar="FILE", help="write what every process did when, for chrome://tracing or Perfetto, to FILE")
+    add(
+        "--autotune",
+        action="store_true",
+        help="try processes, actors, trainer, batch size, learner threads and precision where no flag says otherwise",
+    )
     add("--json", metavar="FILE", help="write all figures to FILE")
     values = parser.parse(arguments)
-    own = {name: values.pop(name) for name in ("seconds", "warm_up", "no_bound", "trace", "json")}
+    own = {name: values.pop(name) for name in ("seconds", "warm_up", "no_bound", "trace", "autotune", "json")}
+    if own["seconds"] is None:
+        own["seconds"] = 120.0 if own["autotune"] else 30.0
     if not own["seconds"] > 0 or not own["warm_up"] >= 0:
         parser.error("--seconds must be positive, --warm_up not negative")
     files = {name: Path(own[name]) for name in ("trace", "json") if own[name]}
     for name, file in files.items():
         _make_writable(name, file.parent)
-    warm_up()
-    from beast.profile import Measurement, measure, show
-    from beast.task import settle
+    if own["autotune"]:
+        from beast.autotune import autotune
 
-    config, task = settle(values)
-    what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
-    figures = measure(config, task, _host(config), what)
-    show(figures)
+        figures = autotune(values, own["seconds"])
+    else:
+        warm_up()
+        from beast.profile import Measurement, measure, show
+        from beast.task import settle
+
+        config, task = settle(values)
+        what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
+        figures = measure(config, task, _host(config), what)
+        show(figures)
     if "json" in files:
         _write_json(files["json"], figures)
     return 0

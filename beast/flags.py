@@ -142,6 +142,17 @@ def _json_object(text: str) -> dict[str, Any]:
 _json_object.__name__ = "JSON object"
 
 
+def to_arguments(values: dict[str, Any]) -> list[str]:
+    """What `Parser.parse` reads these values from."""
+
+    def text(value: Any) -> str:
+        if value is None or isinstance(value, bool):
+            return str(value).lower()
+        return json.dumps(value) if isinstance(value, dict) else str(value)
+
+    return [part for name, value in values.items() for part in (f"--{name}", text(value))]
+
+
 def field_docs(group: type) -> dict[str, str]:
     """The docstring under each field of a class, inherited ones included."""
     docs: dict[str, str] = {}

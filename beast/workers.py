@@ -300,11 +300,15 @@ def _main(name: str, target: Callable[..., None], context: Context, arguments: t
     os._exit(0)  # no interpreter shutdown: libraries' threads make it slow, and sometimes hang
 
 
+def signal_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
 def leave_with_parent() -> None:
     """Arrange that this process ends when its parent does, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
+    signal_with_parent(signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None:
         # Each child is given the descriptor that keeps the fork server alive. As long as a single child is stopped, or
