@@ -100,7 +100,7 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
             what.trace, before["at"], after["at"], trainer.workers.workers
         )  # fmt: skip
     if what.bound:
-        alone = _alone(config, task, trainer)
+        alone = _alone(config, task, trainer, min(0.7, what.seconds / 15))
         bound = _bound(alone, task.device, config.learner.trainer)
         figures |= {"alone_us": alone, "bound_sps": bound, "efficiency": whole["sps"] / bound}
     return figures
@@ -202,16 +202,16 @@ def _whole(trainer: Trainer, before: dict[str, Any], after: dict[str, Any]) -> d
     }
 
 
-def _alone(config: Config, task: Task, trainer: Trainer) -> dict[str, float]:
+def _alone(config: Config, task: Task, trainer: Trainer, seconds: float) -> dict[str, float]:
     """Microseconds per agent step of each part, with the machine to itself and one compute thread.
 
-    In turns, medians of several, so that a processor that changes its speed meanwhile does so for all parts.
+    In turns of `seconds`, medians of several, so that a processor that changes its speed meanwhile does so for all parts.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     act, close = _acting(config, task, trainer.weights)
     staged = blank_batch(trainer.learner, trainer.store.spec, config.learner.batch_size, config.actors.unroll_length)
-    rounds = [act(0.7) | {"learner": time_learner(trainer.learner, staged, 1.4)} for _ in range(1 + ROUNDS)]
+    rounds = [act(seconds) | {"learner": time_learner(trainer.learner, staged, 2 * seconds)} for _ in range(1 + ROUNDS)]
     close()
     torch.set_num_threads(threads)
     return {name: statistics.median(found[name] for found in rounds[1:]) for name in rounds[0]}  # the first warms up

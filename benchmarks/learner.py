@@ -1,0 +1,74 @@
+"""The learner's step alone: by model, number format, batch size, and the order of images in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from beast.config import algorithm_module
+from beast.learner import Learner
+from beast.profile import blank_batch, time_learner
+from beast.system import keep_freed_memory
+from beast.task import settle
+from benchmarks.plots import bars, panels, save
+from benchmarks.throughput import MODELS
+
+PRECISIONS = ("float32", "bfloat16")
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+def measure(model: str, precision: str, batch_size: int, layout: str, seconds: float) -> dict[str, Any]:
+    """Microseconds per agent step of updates with 20 steps an unroll, one compute thread, Pong's shapes.
+
+    Args:
+        layout: of what the first convolution gets, and so of all that follow; models choose for themselves otherwise.
+    """
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    flags = {"env": "PongNoFrameskip-v4", "model": model, "precision": precision, "batch_size": batch_size}
+    config, task = settle(flags)
+    network = task.model.build()
+    spec = task.model.unroll_spec(network, task.observation, task.metric_names)
+    learner = Learner(
+        network, task.model.distribution(), algorithm_module(config.learner.algorithm).loss, config.loss,
+        config.optimiser, task.observation, config.learner.total_steps, task.device, task.dtype,
+    )  # fmt: skip
+    first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, x: (x[0].contiguous(memory_format=LAYOUTS[layout]),))
+    staged = blank_batch(learner, spec, batch_size, config.actors.unroll_length)
+    time_learner(learner, staged, 0.0)  # warms up
+    microseconds = time_learner(learner, staged, seconds)
+    torch.set_num_threads(threads)
+    settings = {"model": model, "precision": precision, "batch_size": batch_size, "layout": layout}
+    return settings | {"device": str(task.device), "us_per_step": microseconds, "sps": 1e6 / microseconds}
+
+
+def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
+    batch_sizes = (8, 32, 128) if torch.cuda.is_available() else (8, 32)
+    return {
+        f"{model} {precision} batch {batch_size} {layout}": partial(
+            measure, model, precision, batch_size, layout, seconds
+        )
+        for model, precision, batch_size, layout in product(MODELS, PRECISIONS, batch_sizes, LAYOUTS)
+    }
+
+
+def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
+    """A panel a model, on scales of their own."""
+    figure, axes = panels(len(MODELS), "Learner alone: microseconds per agent step, one compute thread")
+    batches = sorted({point["batch_size"] for point in figures.values()})
+    for panel, model in zip(axes, MODELS, strict=True):
+        series: dict[str, dict[str, float]] = {}
+        for point in figures.values():
+            if point["model"] == model:
+                kind = f"{point['precision']}, {point['layout']}"
+                series.setdefault(kind, {})[f"batch {point['batch_size']}"] = point["us_per_step"]
+        bars(panel, [f"batch {size}" for size in batches], series, model)
+    save(figure, file)
