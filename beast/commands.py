@@ -161,7 +161,7 @@ def profile(arguments: list[str]) -> int:
         "--seconds",
         type=float,
         metavar="X",
-        help="to measure, after the warm-up [30]; with --autotune: for the whole search [120]",
+        help="to measure, and 8 updates at least, after the warm-up [30]; with --autotune: for the whole search [120]",
     )
     add("--warm_up", type=float, default=5.0, metavar="X", help="seconds from the first update until then [5]")
     add("--no_bound", action="store_true", help="leave out the parts alone, and the bound")

@@ -33,6 +33,7 @@ from beast.weights import Weights
 from beast.workers import Board
 
 ROUNDS = 3  # of each part alone
+LEAST_UPDATES = 8  # of the steady window
 LEAST_STEPS = 1_000_000_000  # the clock ends a profile, not its steps
 
 
@@ -41,7 +42,7 @@ class Measurement:
     """What to measure, and for how long."""
 
     seconds: float
-    """of the steady window"""
+    """of the steady window, from an update to an update: a part of one would count as none"""
     warm_up: float
     """seconds from the first update to it"""
     bound: bool = True
@@ -73,11 +74,8 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
         while not trainer.learner.updates and not trainer.stopping:
             time.sleep(0.02)
         first_update = time.perf_counter() - started
-        for wait in (what.warm_up, what.seconds):
-            end = time.perf_counter() + wait
-            while time.perf_counter() < end and not trainer.stopping:
-                time.sleep(0.02)
-            if trainer.stopping:
+        for seconds, updates in ((what.warm_up, 1), (what.seconds, LEAST_UPDATES)):
+            if not _wait(trainer, seconds, updates):
                 return
             snapshots.append(_snapshot(trainer))
         trainer.stop()
@@ -104,6 +102,17 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
         bound = _bound(alone, task.device, config.learner.trainer)
         figures |= {"alone_us": alone, "bound_sps": bound, "efficiency": whole["sps"] / bound}
     return figures
+
+
+def _wait(trainer: Trainer, seconds: float, updates: int) -> bool:
+    """Wait so long, and for so many updates, until right after one; False if the run stops meanwhile."""
+    end, last = time.perf_counter() + seconds, trainer.learner.updates + updates
+    while time.perf_counter() < end and not trainer.stopping:
+        time.sleep(0.02)
+    last = max(last, trainer.learner.updates + 1)
+    while trainer.learner.updates < last and not trainer.stopping:
+        time.sleep(0.002)
+    return not trainer.stopping
 
 
 def _bound(alone: dict[str, float], device: torch.device, trainer: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 
 from beast.flags import to_arguments
+from beast.workers import signal_with_parent
 from benchmarks.plots import bars, panels, save
 from benchmarks.throughput import MODELS, TRAINERS
 
@@ -35,8 +37,9 @@ def measure(flags: dict[str, Any], seconds: float) -> dict[str, Any]:
         own = {"savedir": folder, "xpid": "run", "report_every": LOOK, "disable_checkpoint": True}
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "run.py", *to_arguments(flags | own)], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
+            [sys.executable, "run.py", *to_arguments(flags | own)], cwd=ROOT, stdout=subprocess.DEVNULL,
+            preexec_fn=partial(signal_with_parent, signal.SIGTERM),
+        )  # fmt: skip
         try:
             while not _has_update(logs):
                 if process.poll() is not None or time.perf_counter() - began > PATIENCE:
