@@ -134,7 +134,10 @@ def _merge_time(observation: Nested) -> Nested:
 
 
 class ImageInput(nn.Module):
-    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype; uint8 is scaled by 1/255.
+    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype; uint8 is centred and scaled by 1/255.
+
+    Each channel's own mean is taken off: on a bright background, which never changes, most units would always or never fire,
+    and the few pixels that move would hardly be seen (Pong learns twice as fast with it: docs/log.md).
 
     Of a space's first and last axis the smaller one is taken for C.
     """
@@ -146,7 +149,7 @@ class ImageInput(nn.Module):
         shape = space.shape if len(space.shape) == 3 else (1, *space.shape)
         self._channels_last = shape[2] < shape[0]
         self.shape = (shape[2], shape[0], shape[1]) if self._channels_last else shape  # (C, H, W)
-        self._scale = 1.0 / 255.0 if space.dtype == np.uint8 else 1.0
+        self._bytes = space.dtype == np.uint8
 
     def forward(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if image.ndim == 3:
@@ -154,7 +157,9 @@ class ImageInput(nn.Module):
         if self._channels_last:
             image = image.permute(0, 3, 1, 2)
         x = image.to(dtype)
-        return x * self._scale if self._scale != 1.0 else x
+        if not self._bytes:
+            return x
+        return torch.add(x.mean((-2, -1), keepdim=True) * (-1 / 255), x, alpha=1 / 255)  # in two passes, not four
 
 
 def initialise(model: nn.Module) -> None:
