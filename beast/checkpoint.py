@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, kept by number, loaded without executing anything from the file.
 
-A run folder holds `checkpoints/step_000000123456.pt` and `checkpoints/latest.pt`, a link to the newest.
+A run folder holds `checkpoints/step_000000123456.pt` and `checkpoints/latest.pt`, a link to the newest. PyTorch writes zip
+files, whose records carry checksums; it does not look at them, so `load` does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import os
 import re
 import tempfile
+import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,15 +52,20 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     link.symlink_to(path.name)
     os.replace(link, folder / LATEST)
     if keep:
-        for old in sorted(saved(run), key=lambda file: file.stat().st_mtime)[:-keep]:
+        for old in [file for file in newest_first(run) if file != path][keep - 1 :]:
             with suppress(OSError):
                 old.unlink()
     return path
 
 
 def saved(run: Path) -> list[Path]:
-    """All checkpoints of a run, oldest first."""
+    """All checkpoints of a run, by step."""
     return sorted(p for p in folder_of(run).glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))
+
+
+def newest_first(run: Path) -> list[Path]:
+    """All checkpoints of a run as they were written: one that went on from an earlier step has the smaller numbers."""
+    return sorted(saved(run), key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -67,21 +75,55 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: if it is damaged or no checkpoint.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        data = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(data) as records:
+            if (record := records.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {record}")
+        data.seek(0)
+        state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint {path}") from None
     except Exception as error:
         reason = " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__
-        others = [other.name for other in saved(run_of(path)) if other.name != path.resolve().name]
-        hint = f"; take an earlier one of {path.parent}: {', '.join(others[-3:])}" if others else ""
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}){hint}") from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(state, dict) or not {"config", "learner"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     return state
 
 
+def load_newest(name: str, savedir: str, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """Find what a user types (see `find`) and read it; of a run, the newest checkpoint that is not damaged.
+
+    Args:
+        tell: takes one line for each that is passed over.
+
+    Returns:
+        The file, and what is in it.
+
+    Raises:
+        CheckpointError: if there is none, or the file itself was named and is damaged.
+    """
+    path = find(name, savedir)
+    others = [file for file in newest_first(run_of(path)) if file.name != path.resolve().name]
+    named = Path(name).is_file()
+    damaged: list[str] = []
+    for file in [path] if named else [path.with_name(path.resolve().name), *others]:
+        try:
+            state = load(file)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            for line in damaged:
+                tell(f"{line}; taking {file.name} instead")
+            return file, state
+    hint = f"; so are the {len(others)} before it" if others else ""
+    if named and others:
+        hint = f"; take another one of {path.parent}: {', '.join(file.name for file in others[:3])}"
+    raise CheckpointError(damaged[0] + hint)
+
+
 def find(name: str, savedir: str) -> Path:
-    """A checkpoint file from what a user types: a file, a run folder, a run's name in savedir, or `latest`.
+    """The newest checkpoint of what a user types: a file, a run folder, a run's name in savedir, or `latest`.
 
     Raises:
         CheckpointError: if there is none there.
@@ -92,8 +134,8 @@ def find(name: str, savedir: str) -> Path:
     latest = folder_of(run) / LATEST
     if latest.exists():
         return latest
-    if files := saved(run):
-        return files[-1]
+    if files := newest_first(run):
+        return files[0]
     raise CheckpointError(f"{run} has no checkpoint yet (was it run with --disable_checkpoint?)")
 
 

@@ -10,15 +10,18 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beast import checkpoint, run_folder
 from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError, LearnerConfig
+from beast.config import Config, ConfigError, LearnerConfig, RunConfig
 from beast.envs import EnvError
 from beast.flags import Parser, preset_help
 from beast.policy import ModelError
 from beast.workers import WorkerError, warm_up
+
+if TYPE_CHECKING:
+    from beast.task import Task
 
 _ABOUT = """python run.py [train] [flags]: train a policy, or go on with a run (--resume RUN).
 python run.py evaluate --checkpoint RUN: play full games with it.
@@ -68,22 +71,31 @@ def train(arguments: list[str]) -> int:
     if values.get("num_actor_processes") != 0:
         warm_up()  # it imports torch on another core while this process does
     from beast.task import settle
+
+    folder = run_folder.to_resume(values)
+    if folder is None:
+        config, task = settle(values)  # before anything is made
+        folder = run_folder.make(config)
+        with run_folder.locked(folder):
+            run_folder.begin(folder, config)
+            return _train(config, task, folder, None, [])
+    with run_folder.locked(folder):
+        notes: list[str] = []
+        name = values["resume"] if values["resume"] != "auto" else str(folder)
+        _, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
+        config, task = settle(run_folder.flags_to_resume(folder, state["config"], values))
+        steps = state["learner"]["steps"]
+        if steps >= config.learner.total_steps:
+            print(*notes, f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.", sep="\n")
+            return 0
+        run_folder.take_up(folder, config, steps)
+        return _train(config, task, folder, state, notes)
+
+
+def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | None, notes: list[str]) -> int:
+    """Train in a folder that is locked; `notes` are for its log."""
     from beast.trainer import Trainer
 
-    state, folder = None, None
-    if values.get("resume"):
-        savedir = values.get("savedir", "runs")
-        folder = checkpoint.find_run(values["resume"], savedir)
-        state = checkpoint.load(checkpoint.find(values["resume"], savedir))
-        values = run_folder.flags_to_resume(folder, state["config"], values)
-    config, task = settle(values)
-    if state is not None and state["learner"]["steps"] >= config.learner.total_steps:
-        print(f"{folder} is finished: {state['learner']['steps']:,} steps. To go on, give a larger --total_steps.")
-        return 0
-    if folder is None or state is None:
-        folder = run_folder.create(config)
-    else:
-        run_folder.take_up(folder, config, state["learner"]["steps"])
     try:
         trainer = Trainer(config, task, folder, state)
     except RuntimeError as error:
@@ -94,6 +106,8 @@ def train(arguments: list[str]) -> int:
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot start in {folder}: {error}") from error
+    for note in notes:
+        trainer.reports.tell(note)
     actors = config.actors
     trainer.reports.tell(
         f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
@@ -134,10 +148,10 @@ def evaluate(arguments: list[str]) -> int:
         _make_writable("video", video)
     if file:
         _make_writable("json", file.parent)
-    path = checkpoint.find(values["checkpoint"], values["savedir"])
+    path, state = checkpoint.load_newest(values["checkpoint"], values["savedir"], print)
     from beast.evaluate import from_checkpoint
 
-    result = from_checkpoint(path, values["episodes"], values["seed"], values["deterministic"], video)
+    result = from_checkpoint(path, state, values["episodes"], values["seed"], values["deterministic"], video)
     print(
         f"{result['env']} at step {result['step']:,}: mean return {result['mean']:.2f}, median {result['median']:.2f}, "
         f"standard deviation {result['std']:.2f}, from {result['min']:g} to {result['max']:g} over {result['episodes']} "

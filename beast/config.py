@@ -145,7 +145,7 @@ class RunConfig:
     """name of the run (default: environment and time)"""
     resume: str | None = None
     """a run folder, a run's name in savedir, or a checkpoint file to go on from; its own flags hold but for those given
-    here"""
+    here; auto: --xpid's run, started if there is nothing to go on from (for job scripts)"""
     seed: int = 1
     """of weights, environments and actions"""
     disable_checkpoint: bool = False
@@ -172,7 +172,7 @@ class RunConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
         _one_of(self, "preset", ("auto", *PRESETS))
-        if self.xpid is not None and (self.xpid in ("", ".", "..", "latest") or "/" in self.xpid):
+        if self.xpid is not None and (self.xpid in ("", ".", "..", "latest", "auto") or "/" in self.xpid):
             raise ConfigError(f"--xpid must be the name of one new folder in --savedir, got {self.xpid!r}")
 
 

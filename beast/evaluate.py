@@ -55,9 +55,9 @@ def play(
 
 
 def from_checkpoint(
-    path: Path, episodes: int, seed: int | None, deterministic: bool, video: Path | None = None
+    path: Path, state: dict[str, Any], episodes: int, seed: int | None, deterministic: bool, video: Path | None = None
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint file; everything but the count of episodes comes from it.
+    """Evaluate a checkpoint, read from `path`; everything but the count of episodes comes from it.
 
     Returns:
         env, step, episodes, mean, median, std, min, max, returns, lengths, deterministic.
@@ -65,7 +65,6 @@ def from_checkpoint(
     Raises:
         CheckpointError, EnvError, ModelError: one line each.
     """
-    state = checkpoint.load(path)
     config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None})
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import os
+import struct
 import subprocess
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from beast import checkpoint, system
 from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError
+from beast.config import Config, ConfigError, RunConfig
+
+_LOCK = ".lock"
 
 # Another value of one of these is another network, task or optimiser: no checkpoint can follow.
 _FIXED = (
@@ -23,27 +30,81 @@ _FIXED = (
 )  # fmt: skip
 
 
-def create(config: Config) -> Path:
-    """Make the folder of a new run and write `config.json`.
+def make(config: Config) -> Path:
+    """Make the folder of a new run.
 
     Raises:
-        ConfigError: if it cannot be made, or is there already.
+        ConfigError: if it cannot be made.
     """
     name = config.run.xpid or f"{_plain(config.environment.env)}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.run.savedir) / name
-    if config.run.xpid and (folder / "config.json").exists():
-        what = f"go on with it (--resume {name})" if checkpoint.saved(folder) else "remove it (it has no checkpoint)"
-        raise ConfigError(f"{folder} holds a run already: {what} or choose another --xpid")
-    try:
-        if config.run.xpid:
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            folder = _make_new(folder)
-        write_config(folder, config)
-        _point_latest_to(folder)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --savedir") from error
+    with _writing_to(folder, "; choose another --savedir"):
+        if not config.run.xpid:
+            return _make_new(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def begin(folder: Path, config: Config) -> None:
+    """Write a new run's `config.json`. With `--resume auto` what a run left that had no checkpoint yet is put aside.
+
+    Raises:
+        ConfigError: if another run is in the folder already, or it cannot be written.
+    """
+    if (folder / "config.json").exists() and (config.run.resume != "auto" or checkpoint.saved(folder)):
+        go_on = f"go on with it (--resume {folder.name})"
+        what = go_on if checkpoint.saved(folder) else "remove it (it has no checkpoint)"
+        raise ConfigError(f"{folder} holds a run already: {what} or choose another --xpid")
+    with _writing_to(folder, "; choose another --savedir"):
+        if (folder / "config.json").exists():
+            aside = _make_new(folder / "before")
+            files = [file for file in folder.iterdir() if file.is_file() and file.name != _LOCK]
+            for file in sorted(files, key=lambda file: file.name == "config.json"):  # last: it says that all must go
+                os.replace(file, aside / file.name)
+        write_config(folder, config)
+    _point_latest_to(folder)
+
+
+@contextmanager
+def _writing_to(folder: Path, advice: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}{advice}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other run out of a folder; the kernel lets go of it however this process ends.
+
+    By a record lock: no child inherits it, and the kernel can say who has it. A file system without locks goes without.
+
+    Raises:
+        ConfigError: if another live run has it.
+    """
+    with _writing_to(folder):
+        file = open(folder / _LOCK, "ab")  # noqa: SIM115
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(
+                    f"{folder} is in use by a live run{_holder(file)}: wait for its end, or choose another --xpid"
+                ) from error
+        yield
+
+
+def _holder(file: IO[bytes]) -> str:
+    """Who has locked it, where the kernel's answer can be read."""
+    if sys.platform != "linux":
+        return ""
+    layout = "hhqqi"  # of struct flock: type, whence, start, length, process
+    with suppress(OSError):
+        asked = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        pid = struct.unpack(layout, asked)[-1]
+        return f" (pid {pid})" if pid > 0 else ""
+    return ""
 
 
 def _make_new(folder: Path) -> Path:
@@ -90,11 +151,29 @@ def take_up(folder: Path, config: Config, step: int) -> None:
         written["resumed"] = [*written.get("resumed", []), resumed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}/config.json is damaged: {error!r}") from error
-    try:
+    with _writing_to(folder):
         checkpoint.write_json(folder / "config.json", written)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
     _point_latest_to(folder)
+
+
+def to_resume(given: dict[str, Any]) -> Path | None:
+    """The folder of the run that `--resume` names; None: a new run is to be made.
+
+    `auto` names `--xpid`'s run if it has a checkpoint.
+
+    Raises:
+        CheckpointError: if there is no such run.
+        ConfigError: if `auto` comes without `--xpid`.
+    """
+    name, savedir = given.get("resume"), given.get("savedir", RunConfig.savedir)
+    if not name:
+        return None
+    if name != "auto":
+        return checkpoint.find_run(name, savedir)
+    if not given.get("xpid"):
+        raise ConfigError("--resume auto must know which run: add --xpid NAME")
+    folder = Path(savedir) / given["xpid"]
+    return checkpoint.find_run(str(folder), savedir) if checkpoint.saved(folder) else None
 
 
 def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +182,7 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
     Raises:
         ConfigError: if one given now belongs to another network, task, optimiser or run.
     """
-    if given.get("xpid"):
+    if given.get("xpid") and given.get("resume") != "auto":
         raise ConfigError(f"--xpid {given['xpid']} names a new run, --resume goes on in {run}: leave one of them out")
     for name in _FIXED:
         if name in given and given[name] != flags.get(name):

@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_network(call, run):
     state = checkpoint.load(file)
     state["learner"]["model"]["fc1.weight"] = torch.zeros(7, 7)
     torch.save(state, file)
-    assert_one_line(call("evaluate", "--checkpoint", "r"), "latest.pt holds another model", "fc1.weight")
+    assert_one_line(call("evaluate", "--checkpoint", "r"), "step_000000000400.pt holds another model", "fc1.weight")
     assert_one_line(call("--resume", "r", *SERIAL, "--total_steps", 800), "does not fit --model mlp", "fc1.weight")
 
 
@@ -192,17 +192,17 @@ def test_a_checkpoint_of_another_network(call, run):
 )
 def test_a_damaged_checkpoint(call, run, damage):
     damage(checkpoint.find(str(run), "").resolve())
-    assert_one_line(call("evaluate", "--checkpoint", "r"), "checkpoints/latest.pt", "checkpoint")
-    assert_one_line(call("--resume", "r", "--total_steps", 800, *SERIAL), "checkpoints/latest.pt", "checkpoint")
+    assert_one_line(call("evaluate", "--checkpoint", "r"), "checkpoints/step_000000000400.pt", "checkpoint")
+    assert_one_line(call("--resume", "r", "--total_steps", 800, *SERIAL), "step_000000000400.pt", "checkpoint")
 
 
-def test_a_damaged_checkpoint_names_the_ones_before_it(call, run):
+def test_a_damaged_checkpoint_that_was_named_names_the_ones_before_it(call, run):
     assert call("--resume", "r", "--total_steps", 480, *SERIAL).code == 0
     old, new = checkpoint.saved(run)
     new.write_bytes(b"")
-    assert_one_line(
-        call("--resume", "r", "--total_steps", 800, *SERIAL), "take an earlier one of runs/r/checkpoints", old.name
-    )
+    for name in (new, new.with_name("latest.pt")):
+        asked = call("--resume", name, "--total_steps", 800, *SERIAL)
+        assert_one_line(asked, str(name), "take another one of", f"r/checkpoints: {old.name}")
     done = call("--resume", old, "--total_steps", 800, *SERIAL)
     assert done.code == 0, done.err
     assert call("evaluate", "--checkpoint", "r", "--episodes", 1).code == 0

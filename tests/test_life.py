@@ -70,7 +70,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 def test_what_a_run_leaves(finished):
     names = {path.name.partition(".tfevents")[0] for path in finished.iterdir()}
-    assert names == {"config.json", "logs.csv", "log.txt", "events.out", "checkpoints"}
+    assert names == {"config.json", "logs.csv", "log.txt", "events.out", "checkpoints", ".lock"}
     state = load(finished)
     log = rows(finished)
     assert 4_000 <= state["learner"]["steps"] == log[-1]["step"]

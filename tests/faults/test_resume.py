@@ -1,0 +1,162 @@
+"""Runs that were stopped, killed or hurt, and what they are when they go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import assert_one_line, rows, wait_until
+
+from beast import checkpoint
+
+SERIAL = ["--num_actor_processes", 0]
+CATCH = ["--env", "Catch-v0", "--num_actors", 2, "--batch_size", 2, *SERIAL]
+AUTO = ["--resume", "auto", "--xpid", "job"]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """The folder of the run that a job script starts."""
+    return tmp_path / "runs" / "job"
+
+
+def steps_of(run: Path) -> int:
+    return checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
+
+
+# -- damaged checkpoints ----------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(call, job):
+    assert call(*CATCH, "--xpid", "job", "--total_steps", 400).code == 0
+    for total in (800, 1_200):
+        assert call("--resume", "job", "--total_steps", total).code == 0
+    good, bad, worse = checkpoint.saved(job)
+    bad.write_bytes(bad.read_bytes()[:-1_000])
+    worse.write_bytes(b"")
+    played = call("evaluate", "--checkpoint", "job", "--episodes", 1)
+    assert played.code == 0, played.err
+    assert "Catch-v0 at step 400" in played.out
+    gone_on = call("--resume", "job", "--total_steps", 600)
+    assert gone_on.code == 0, gone_on.err
+    for text in (played.out, gone_on.out, (job / "log.txt").read_text()):
+        for file in (bad, worse):
+            (line,) = (line for line in text.splitlines() if file.name in line and "damaged" in line)
+            assert line.endswith(f"taking {good.name} instead")
+    assert steps_of(job) == 600
+    assert [row["step"] for row in rows(job)] == sorted({row["step"] for row in rows(job)})
+    again = call("evaluate", "--checkpoint", "job", "--episodes", 1)
+    assert "at step 600" in again.out
+    assert "damaged" not in again.out
+
+
+# -- for job scripts --------------------------------------------------------------------------------------------------
+
+
+def test_auto_starts_goes_on_and_says_when_it_is_done(call, job):
+    first = call(*CATCH, *AUTO, "--total_steps", 400)
+    assert first.code == 0, first.err
+    assert "training Catch-v0" in first.out
+    second = call(*CATCH, *AUTO, "--total_steps", 800)
+    assert second.code == 0, second.err
+    assert "resuming Catch-v0" in second.out
+    assert steps_of(job) == 800
+    third = call(*CATCH, *AUTO, "--total_steps", 800)
+    assert (third.code, third.err) == (0, "")
+    assert third.out.startswith("runs/job is finished: 800 steps.")
+
+
+def test_auto_must_know_which_run(call, tmp_path):
+    assert_one_line(call(*CATCH, "--resume", "auto"), "--resume auto", "--xpid NAME")
+    assert not list(tmp_path.iterdir())
+    assert_one_line(call(*CATCH, "--xpid", "auto"), "--xpid")  # or it could never be resumed by its name
+
+
+def test_auto_starts_anew_what_ended_before_its_first_checkpoint(start, call, job):
+    program = start(*CATCH, *AUTO, "--total_steps", 10**9, "--report_every", 0.1, "--seed", 3)
+    wait_until(lambda: len(rows(job)) > 3, "rows")
+    program.process.kill()
+    program.finish()
+    old = rows(job)
+    assert not checkpoint.saved(job)
+    done = call(*CATCH, *AUTO, "--total_steps", 400, "--report_every", 1_000)
+    assert done.code == 0, done.err
+    assert "training Catch-v0" in done.out
+    assert [row["step"] for row in rows(job)] == [400]
+    assert (job / "log.txt").read_text().count("training Catch-v0") == 1
+    assert json.loads((job / "config.json").read_text())["flags"]["seed"] == 1
+    assert rows(job / "before") == old  # out of the way, not lost
+    assert json.loads((job / "before" / "config.json").read_text())["flags"]["seed"] == 3
+    assert len(list(job.glob("*tfevents*"))) == len(list((job / "before").glob("*tfevents*"))) == 1
+
+
+def test_auto_throws_nothing_away(call, job):
+    assert call(*CATCH, *AUTO, "--total_steps", 400).code == 0
+    (file,) = checkpoint.saved(job)
+    file.write_bytes(b"")
+    assert_one_line(call(*CATCH, *AUTO, "--total_steps", 800), file.name, "damaged")
+    assert_one_line(call(*CATCH, *AUTO, "--total_steps", 800, "--use_lstm"), "damaged")
+    assert not (job / "before").exists()
+
+
+def test_auto_does_not_go_on_as_another_run(call, job):
+    assert call(*CATCH, *AUTO, "--total_steps", 400).code == 0
+    assert_one_line(call(*CATCH, *AUTO, "--total_steps", 800, "--use_lstm"), "--use_lstm True cannot go on from")
+    assert steps_of(job) == 400
+
+
+# -- one run a folder -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused_until_its_run_is_dead(start, call, job):
+    program = start(*CATCH, "--xpid", "job", "--total_steps", 10**9, "--checkpoint_every", 1e-3)
+    wait_until(lambda: checkpoint.saved(job), "a checkpoint")
+    for flags in (["--xpid", "job"], AUTO, ["--resume", "job"], ["--resume", job / "checkpoints" / "latest.pt"]):
+        assert_one_line(call(*CATCH, *flags), "job is in use by a live run", f"(pid {program.process.pid})")
+    program.process.kill()  # no handler, no clean-up: the kernel lets go
+    program.process.wait()
+    done = call("--resume", "job", "--total_steps", steps_of(job) + 80)
+    assert done.code == 0, done.err
+
+
+def test_no_child_keeps_the_folder(start, call, job):
+    """Even one that outlives the run because it is stopped."""
+    program = start(
+        "--env", "Catch-v0", "--num_actors", 2, "--batch_size", 2, "--num_actor_processes", 2, "--xpid", "job",
+        "--total_steps", 10**9, "--checkpoint_every", 1e-3,
+    )  # fmt: skip
+    wait_until(lambda: checkpoint.saved(job), "a checkpoint")
+    children = [process for process in program.family() if process.pid != program.process.pid]
+    assert len(children) >= 3
+    for process in children:
+        assert not [file.path for file in process.open_files() if Path(file.path).name == ".lock"]
+        process.suspend()
+    program.process.kill()
+    program.process.wait()
+    done = call(*SERIAL, "--resume", "job", "--total_steps", steps_of(job) + 80)
+    assert done.code == 0, done.err
+
+
+def test_of_two_that_start_at_once_one_runs(start, job):
+    flags = [*CATCH, "--xpid", "job", "--total_steps", 10**9, "--report_every", 0.1]
+    programs = [start(*flags), start(*flags)]
+    wait_until(lambda: any(program.process.poll() is not None for program in programs), "one that is refused")
+    (loser,) = (program for program in programs if program.process.poll() is not None)
+    (winner,) = (program for program in programs if program is not loser)
+    loser.finish()
+    assert_one_line(loser, "runs/job")
+    winner.wait_for("loss total")
+    winner.send(2)
+    assert winner.finish().code == 130, winner.story()
+    assert steps_of(job) > 0
+
+
+def test_a_file_system_without_locks_goes_without(call, job, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(37, os.strerror(37))
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert call(*CATCH, *AUTO, "--total_steps", 400).code == 0
+    assert steps_of(job) == 400
