@@ -12,8 +12,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the process's exit status (0 done, 1 failed, 2 bad input, 128 + n ended by signal n)."""
     if arguments is None:  # this process is ours, not a test's or a notebook's
         arguments = sys.argv[1:]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _leave)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "checkpoint now": there is nothing yet, and it must not kill
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # else it is under nohup
+                signal.signal(number, _leave)
     from beast import commands  # here, because child processes import this file too, and need none of it
 
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "train"

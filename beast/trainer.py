@@ -99,6 +99,7 @@ class Trainer:
         self._failure: BaseException | None = None
         self._signal: int | None = None
         self._asked_to_stop = False
+        self._asked_to_save = False
 
     def _compute_threads(self) -> int:
         """On a CPU the learner needs about half of the machine; on two cores that is one, more only fight the actors."""
@@ -214,11 +215,8 @@ class Trainer:
             if now >= next_report:
                 self.report()
                 next_report = now + run.report_every
-            if now >= next_checkpoint:
-                try:
-                    self.save()
-                except OSError as error:
-                    self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
+            if now >= next_checkpoint or self._asked_to_save:
+                self._save_and_go_on()
                 next_checkpoint = now + 60 * run.checkpoint_every
 
     def _finished(self) -> bool:
@@ -314,11 +312,21 @@ class Trainer:
             }
         return checkpoint.save(self.folder, state, state["learner"]["steps"], self.config.run.keep_checkpoints)
 
+    def _save_and_go_on(self) -> None:
+        asked, self._asked_to_save = self._asked_to_save, False
+        try:
+            path = self.save()
+        except OSError as error:
+            self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
+            return
+        if asked:
+            self.reports.tell(f"saved {path}" if path else "nothing saved: this run keeps no checkpoints")
+
     # -- the end ------------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """First SIGINT or SIGTERM: finish cleanly. Second SIGINT: at once."""
+        """First SIGINT, SIGTERM or SIGHUP: finish cleanly. Second SIGINT: at once. SIGUSR1: a checkpoint now."""
         first_at = 0.0
 
         def handle(number: int, _: Any) -> None:
@@ -334,10 +342,16 @@ class Trainer:
             self._signal = number
             self.stop()
 
+        def save(number: int, _: Any) -> None:
+            self._asked_to_save = True
+
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers: dict[int, Any] = {signal.SIGINT: handle, signal.SIGTERM: handle, signal.SIGUSR1: save}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else it is under nohup
+            handlers[signal.SIGHUP] = handle
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:

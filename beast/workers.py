@@ -1,8 +1,9 @@
 """Child processes: start, name, watch, restart and stop them; hand their errors back.
 
 Children are forked from a small server process that has imported torch once (multiprocessing's forkserver), so that each
-costs milliseconds and a few megabytes. They ignore Ctrl-C (the parent decides), and are gone when the parent is: the kernel
-kills them with the fork server, and a thread in each watches the parent itself where the kernel has no such thing.
+costs milliseconds and a few megabytes. They ignore the signals that a terminal or a user sends to a whole group (the parent
+decides), and are gone when the parent is: the kernel kills them with the fork server, and a thread in each watches the
+parent itself where the kernel has no such thing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -33,7 +35,8 @@ from beast.envs import EnvError
 from beast.shared import SharedArrays
 from beast.unrolls import StoreClosed
 
-PRELOAD = ["torch", "gymnasium", "cv2", "ale_py.vector_env", "beast.envs", "monobeast.actor"]
+PRELOAD = ["beast.orphan", "torch", "gymnasium", "cv2", "ale_py.vector_env", "beast.envs", "monobeast.actor"]
+FOR_THE_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # what reaches a group, and is not for its children
 NICENESS = 10  # of workers, so that on a full machine the learner never waits for a core
 _PR_SET_PDEATHSIG = 1
 
@@ -161,7 +164,8 @@ class Workers:
         receiver, sender = multiprocessing.Pipe(duplex=False)
         worker.started = self.board.arrays["heartbeat"][worker.index] = time.monotonic()
         arguments = worker.make_arguments(worker.count)
-        worker.process = _spawner().Process(
+        warm_up()  # again if it was killed
+        worker.process = multiprocessing.get_context("forkserver").Process(
             target=_main,
             args=(worker.name, worker.target, self.context(worker.index), arguments, sender),
             name=worker.name,
@@ -246,28 +250,46 @@ class Workers:
 
 
 def warm_up() -> None:
-    """Start the fork server now, so that it imports torch while the parent does."""
-    _spawner()
-    multiprocessing.resource_tracker.ensure_running()  # first, because it would take the block away again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the parent alone
+    """Start the fork server, if there is none, so that it imports torch while the parent does."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    # Inherited, so that from the first moment on no child can die of them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
     path = os.environ.get("PYTHONPATH")
     root = str(
         Path(__file__).parents[1]
     )  # so that it imports this package, not another one that happens to be installed
     os.environ["PYTHONPATH"] = root if path is None else root + os.pathsep + path
+    os.environ["BEAST_PARENT"] = str(os.getpid())  # for orphan.py
     try:
+        multiprocessing.resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
         multiprocessing.forkserver.ensure_running()
+        _unlink_socket()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.environ.pop("PYTHONPATH")
+        del os.environ["PYTHONPATH"], os.environ["BEAST_PARENT"]
         if path is not None:
             os.environ["PYTHONPATH"] = path
 
 
-def _spawner() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
+def _unlink_socket() -> None:
+    """Take the fork server's socket, and the folder made for it, out of the file system: nobody could if we were killed.
+
+    Linux reaches a socket through any descriptor of it, with a name or without. Where anything is not as it is expected
+    (it is multiprocessing's own affair), the socket stays until this process ends.
+    """
+    server: Any = multiprocessing.forkserver._forkserver
+    address = getattr(server, "_forkserver_address", None)
+    finalizers: dict[Any, Any] = getattr(multiprocessing.util, "_finalizer_registry", {})
+    if not isinstance(address, str) or not address.startswith("/") or not hasattr(os, "O_PATH"):
+        return
+    remove = [f for f in finalizers.values() if os.path.dirname(address) in (getattr(f, "_args", None) or ())]
+    if len(remove) != 1 or os.listdir(os.path.dirname(address)) != [os.path.basename(address)]:
+        return
+    path = f"/proc/self/fd/{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
+    if os.path.exists(path):
+        server._forkserver_address = path
+        remove[0]()  # the folder's, early: it notes that there is none any more
 
 
 def _kill(process: Any) -> None:
@@ -278,7 +300,8 @@ def _kill(process: Any) -> None:
 
 def _main(name: str, target: Callable[..., None], context: Context, arguments: tuple[Any, ...], errors: Any) -> None:
     """The first function of every child."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in FOR_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     leave_with_parent()
     with suppress(OSError):

@@ -25,6 +25,7 @@ import run
 from beast.workers import PRELOAD
 
 ROOT = Path(run.__file__).parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PATIENCE = 150.0  # seconds for what takes a few on a free machine: tests run on busy ones
 
 
@@ -117,8 +118,8 @@ class Program:
         """A signal, to all of the terminal's foreground group if asked for."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def finish(self, timeout: float = PATIENCE, tidy: bool = True) -> Program:
-        """Wait for its end; nothing may be left then (`tidy`: nor a temporary file)."""
+    def finish(self, timeout: float = PATIENCE) -> Program:
+        """Wait for its end; nothing may be left then, nor a temporary file."""
         began = time.monotonic()
         try:
             self.process.wait(timeout)
@@ -126,7 +127,7 @@ class Program:
         except subprocess.TimeoutExpired:
             pytest.fail(f"it did not end within {timeout:.0f} s\n{self.story()}")
         wait_until(lambda: not self.family(), f"all processes gone\n{self.story()}", 60.0)
-        assert not tidy or not list(self.scratch.glob("pymp-*"))  # where multiprocessing has its sockets
+        assert not list(self.scratch.glob("pymp-*"))  # where multiprocessing has its sockets
         return self
 
     def check_no_named_memory(self) -> None:
@@ -175,7 +176,7 @@ def call(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def call(*arguments: Any) -> Outcome:
         capfd.readouterr()
