@@ -71,8 +71,11 @@ class ActorGroup:
     def begin(self, slots: Array) -> None:
         """Start one unroll for each actor, in these slots."""
         self._slots = slots
-        self._noise = np.stack([self._distribution.noise(g, self._unroll_length) for g in self._generators], axis=1)
+        self._draw()
         self.row = 0
+
+    def _draw(self) -> None:
+        self._noise = np.stack([self._distribution.noise(g, self._unroll_length) for g in self._generators], axis=1)
 
     @property
     def noise(self) -> Array:
@@ -97,6 +100,17 @@ class ActorGroup:
             return False
         self._writer.write_env(self._slots, self.row, self.env)
         return True
+
+    @property
+    def num_params(self) -> int:
+        """Of the distribution; discrete actions are smaller numbers."""
+        return self._distribution.num_params
+
+    def replay(self, actions: Array) -> None:
+        """Do again what an unroll did to environments and random streams, given its actions `[E, T]` (+ `[N]`)."""
+        self._draw()
+        for action in actions.swapaxes(0, 1).astype(self._distribution.action_spec.dtype):
+            self.env = self._envs.step(action)
 
     def close(self) -> None:
         self._envs.close()

@@ -147,6 +147,10 @@ class Policy:
         """The recurrent state as arrays `[E, ...]`."""
         return map_nested(lambda leaf: leaf.cpu().numpy(), self.core_state)
 
+    def restore(self, state: Nested) -> None:
+        """Go on with a recurrent state that `state` gave."""
+        self.core_state = map_nested(lambda array: torch.from_numpy(array).to(self.device), state)
+
 
 class Seen(Protocol):
     """The part of an EnvOutput that a policy looks at."""

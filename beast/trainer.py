@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from beast import checkpoint
 from beast.checkpoint import CheckpointError
 from beast.config import Config, algorithm_module
-from beast.data import Array
 from beast.evaluate import Evaluator
 from beast.learner import Learner
+from beast.replay import Past, SerialActors
 from beast.reports import Reports
 from beast.system import keep_freed_memory, usable_cores
 from beast.task import Task
@@ -30,14 +30,8 @@ from beast.workers import Board, Worker, WorkerError, Workers
 
 STOP_DEADLINE = 5.0  # seconds that workers have to leave
 LEARNER_STAGES = ("wait", "batch", "copy", "learn", "publish")
+_SAME_PAST = ("num_actors", "unroll_length", "batch_size", "seed")  # flags without which serial actors cannot go on
 DOUBLE_SIGNAL = 0.5  # seconds within which a second signal is the same one
-
-
-class SerialActors(Protocol):
-    """All actors in this process (serial mode)."""
-
-    def unroll(self, slots: Array) -> bool: ...
-    def close(self) -> None: ...
 
 
 class Trainer:
@@ -69,7 +63,7 @@ class Trainer:
         )  # fmt: skip
         if state:
             self.learner.load_state_dict(state["learner"])
-            torch.set_rng_state(state["torch_rng"])
+        self._torch_rng = state["torch_rng"] if state else None  # to be set when all models are made, which draw
         self.reports = Reports(
             folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
             start_step=self.learner.steps, live=live, title=f"{config.environment.env}  {config.learner.model}",
@@ -79,6 +73,9 @@ class Trainer:
         self.weights = Weights(self.learner.flat.numel(), task.dtype)
         self.weights.publish(self.learner.flat, self.learner.updates)
         self.store = UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
+        self._past = Past(self.incarnation())
+        if state and config.actors.serial and "past" in state:
+            self._take_up_past(state)
         self.board = Board(config.actors.processes + 2)  # hosts, inference, evaluator
         self.workers = Workers(self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell)
         self.clock = Clock()
@@ -159,10 +156,30 @@ class Trainer:
     def stopping(self) -> bool:
         return self._stopping or self._asked_to_stop
 
-    def set_serial(self, make: Callable[[UnrollWriter], SerialActors]) -> None:
-        """Serial mode: all actors in this process, between updates."""
+    def set_serial(self, make: Callable[[UnrollWriter, int], SerialActors]) -> None:
+        """Serial mode: all actors in this process, between updates.
+
+        Args:
+            make: from where they write and their incarnation to the actors.
+        """
         port = self.store.attach(0, self.config.actors.num_actors)
-        self._serial = make(port.writer), port
+        actors = make(port.writer, self._past.incarnation)
+        if self._past.steps:
+            self.reports.tell(f"replaying {self._past.steps:,} steps of each environment")
+            if not self._past.replay(actors, lambda: self.stopping):
+                self.reports.tell("the environment is not deterministic: this run goes on with fresh episodes")
+                actors.close()
+                self._past = Past(self.incarnation())
+                actors = make(port.writer, self._past.incarnation)
+        self._serial = actors, port
+
+    def _take_up_past(self, state: dict[str, Any]) -> None:
+        flags, before = self.config.flat(), state["config"]
+        if changed := [name for name in _SAME_PAST if flags[name] != before[name]]:
+            self.reports.tell(f"--{changed[0]} is not what it was: this run goes on with fresh episodes")
+            return
+        self._past = Past.from_state(state["past"])
+        self.store.put_back(state["unlearned"])
 
     # -- the run ----------------------------------------------------------------------------------------------------------
 
@@ -196,7 +213,12 @@ class Trainer:
         return 128 + self._signal if self._signal else 0
 
     def _loop(self) -> None:
-        if self._serial is None:
+        if self._torch_rng is not None:
+            torch.set_rng_state(self._torch_rng)
+            self._torch_rng = None
+        if self._serial is not None:
+            self._learn_all()  # what was not learned from when the run was stopped
+        else:
             for i in range(self.config.learner.num_learner_threads):
                 self.start_thread(f"learner-{i}", self._learn)
         run = self.config.run
@@ -258,6 +280,10 @@ class Trainer:
         assert slots is not None, "the store has room for one unroll an actor beside a batch"
         if actors.unroll(slots):
             port.commit(slots)
+            self._past.add(self.store.arrays["action"][slots], actors)
+        self._learn_all()
+
+    def _learn_all(self) -> None:
         while not self._finished() and self.learn_once(timeout=0.0):
             pass
 
@@ -307,9 +333,11 @@ class Trainer:
                 "config": self.config.flat(),
                 "learner": self.learner.state_dict(),
                 "reports": self.reports.state_dict(),
-                "torch_rng": torch.get_rng_state(),
+                "torch_rng": torch.get_rng_state() if self._torch_rng is None else self._torch_rng,
                 "resumes": self.resumes,
             }
+        if self.config.actors.serial:
+            state |= {"past": self._past.state_dict(), "unlearned": self.store.unlearned()}
         return checkpoint.save(self.folder, state, state["learner"]["steps"], self.config.run.keep_checkpoints)
 
     def _save_and_go_on(self) -> None:

@@ -310,6 +310,20 @@ class UnrollStore:
             for b, t in np.argwhere(~np.isnan(returns))
         ]
 
+    def unlearned(self) -> list[torch.Tensor]:
+        """Whole unrolls that no batch has taken yet, oldest first: a copy of each field, `[n, ...]`."""
+        with self._lock:
+            self._collect_full()
+            slots = list(self._full)
+        return [tensor[slots] for tensor in flatten(self._tensors)]
+
+    def put_back(self, fields: list[torch.Tensor]) -> None:
+        """What `unlearned` gave, before any worker is attached."""
+        slots = [self._free.popleft() for _ in range(len(fields[0]))]
+        for tensor, values in zip(flatten(self._tensors), fields, strict=True):
+            tensor[slots] = values
+        self._full.extend(slots)
+
     def fill(self) -> dict[str, int]:
         """How many slots are free, with workers, full."""
         with self._lock:

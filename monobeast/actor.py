@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from beast.actors import ActorArguments, ActorGroup, Stopwatch
-from beast.data import Array
+from beast.data import Array, Nested
 from beast.policy import Policy
 from beast.system import keep_freed_memory
 from beast.unrolls import UnrollWriter, WorkerPort
@@ -19,13 +19,13 @@ class Actors:
     def __init__(
         self, arguments: ActorArguments, dtype: torch.dtype, weights: Weights, writer: UnrollWriter, watch: Stopwatch
     ) -> None:
-        self._group = ActorGroup(arguments, writer, watch)
+        self.group = ActorGroup(arguments, writer, watch)
         self._policy = Policy(arguments.model, dtype, weights, len(arguments.actors))
         self._watch = watch
 
     def unroll(self, slots: Array) -> bool:
         """Fill one slot for each actor with T steps; False if the run stops meanwhile."""
-        group, policy, watch = self._group, self._policy, self._watch
+        group, policy, watch = self.group, self._policy, self._watch
         version = policy.refresh()
         group.begin(slots)
         group.remember(policy.state())
@@ -38,8 +38,17 @@ class Actors:
                 return False
         return True
 
+    @property
+    def core_state(self) -> Nested:
+        """Arrays `[E, ...]`."""
+        return self._policy.state()
+
+    @core_state.setter
+    def core_state(self, state: Nested) -> None:
+        self._policy.restore(state)
+
     def close(self) -> None:
-        self._group.close()
+        self.group.close()
 
 
 def run(

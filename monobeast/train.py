@@ -20,12 +20,10 @@ def host(trainer: Trainer) -> None:
         )  # fmt: skip
 
     if config.actors.serial:
-        everyone = arguments(tuple(range(config.actors.num_actors)), trainer.incarnation())
+        everyone, watch = tuple(range(config.actors.num_actors)), Unwatched(lambda: trainer.stopping, trainer.clock)
 
-        def make(writer: UnrollWriter) -> actor.Actors:
-            return actor.Actors(
-                everyone, task.dtype, trainer.weights, writer, Unwatched(lambda: trainer.stopping, trainer.clock)
-            )
+        def make(writer: UnrollWriter, incarnation: int) -> actor.Actors:
+            return actor.Actors(arguments(everyone, incarnation), task.dtype, trainer.weights, writer, watch)
 
         trainer.set_serial(make)
         return

@@ -28,7 +28,7 @@ class RemoteActors:
     ) -> None:
         self.group, self._mailbox = group, mailbox
         self._places = places_of(arguments.actors)
-        self._actors = ActorGroup(arguments, writer, watch)
+        self.actors = ActorGroup(arguments, writer, watch)
         # No two lives of a worker use the same tickets, so that an answer to a dead one is told apart.
         self.ticket = (arguments.incarnation * 0x9E3779B1 + 1) & 0x3FFFFFFF
         self.slots: Array | None = None
@@ -37,12 +37,12 @@ class RemoteActors:
     def begin(self, slots: Array) -> Request:
         """Start an unroll in these slots; returns the first request."""
         self.slots = slots
-        self._actors.begin(slots)
+        self.actors.begin(slots)
         return self.ask()
 
     def ask(self) -> Request:
         """Leave this row in the mailbox."""
-        actors = self._actors
+        actors = self.actors
         self._mailbox.post(self._places, actors.env, actors.noise, opening=actors.row == 0)
         self.ticket = (self.ticket + 1) & 0x7FFFFFFF
         return self.repeat()
@@ -54,12 +54,12 @@ class RemoteActors:
 
     def take(self) -> bool:
         """Act on the answer; True when the unroll is complete."""
-        if self._actors.row == 0:
-            self._actors.remember(self._mailbox.core_state(self._places))
-        return self._actors.step(*self._mailbox.answer(self._places))
+        if self.actors.row == 0:
+            self.actors.remember(self._mailbox.core_state(self._places))
+        return self.actors.step(*self._mailbox.answer(self._places))
 
     def close(self) -> None:
-        self._actors.close()
+        self.actors.close()
 
 
 def places_of(actors: tuple[int, ...]) -> slice:

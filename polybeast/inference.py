@@ -114,6 +114,15 @@ class Inference:
         sizes = {group: places.stop - places.start for group, places in enumerate(a.groups)}
         self._batcher = Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
 
+    @property
+    def core_state(self) -> Nested:
+        """Of all actors, arrays `[num_actors, ...]`."""
+        return map_nested(lambda leaf: leaf.cpu().numpy(), self._core_state)
+
+    @core_state.setter
+    def core_state(self, state: Nested) -> None:
+        map_nested(lambda leaf, array: leaf.copy_(torch.from_numpy(array)), self._core_state, state)
+
     def serve(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
         """Answer until told to stop."""
         batcher = self._batcher

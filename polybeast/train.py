@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from beast.actors import ActorArguments, Unwatched, spread
-from beast.data import Array
+from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
+from beast.data import Array, Nested
 from beast.trainer import Trainer
 from beast.unrolls import UnrollWriter, WorkerPort
 from polybeast import env_worker, inference
@@ -52,8 +52,11 @@ def host(trainer: Trainer) -> None:
     if config.actors.serial:
         watch = Unwatched(lambda: trainer.stopping, trainer.clock)
         served = Inference(serving, watch)
-        own = arguments(everyone, trainer.incarnation())
-        trainer.set_serial(lambda writer: Serial(own, mailbox, writer, watch, served))
+
+        def make(writer: UnrollWriter, incarnation: int) -> Serial:
+            return Serial(arguments(everyone, incarnation), mailbox, writer, watch, served)
+
+        trainer.set_serial(make)
         return
 
     number = 0
@@ -113,6 +116,19 @@ class Serial:
             self._actors.ask()
             self._served.forward([0])
         return True
+
+    @property
+    def group(self) -> ActorGroup:
+        return self._actors.actors
+
+    @property
+    def core_state(self) -> Nested:
+        """Arrays `[E, ...]`."""
+        return self._served.core_state
+
+    @core_state.setter
+    def core_state(self, state: Nested) -> None:
+        self._served.core_state = state
 
     def close(self) -> None:
         self._actors.close()

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import assert_one_line, rows, wait_until
 
 from beast import checkpoint
+from beast.actors import ActorGroup
 
 SERIAL = ["--num_actor_processes", 0]
 CATCH = ["--env", "Catch-v0", "--num_actors", 2, "--batch_size", 2, *SERIAL]
@@ -148,7 +155,7 @@ def test_of_two_that_start_at_once_one_runs(start, job):
     loser.finish()
     assert_one_line(loser, "runs/job")
     winner.wait_for("loss total")
-    winner.send(2)
+    winner.send(signal.SIGINT)
     assert winner.finish().code == 130, winner.story()
     assert steps_of(job) > 0
 
@@ -160,3 +167,150 @@ def test_a_file_system_without_locks_goes_without(call, job, monkeypatch):
     monkeypatch.setattr("fcntl.lockf", no_locks)
     assert call(*CATCH, *AUTO, "--total_steps", 400).code == 0
     assert steps_of(job) == 400
+
+
+# -- serial mode: as if nothing had happened --------------------------------------------------------------------------
+
+TIMES = {"time", "sps", "fps"}
+
+
+def curve(run: Path) -> dict[float, dict[str, float]]:
+    """What was logged of each update, but for the time it took."""
+    return {
+        row["step"]: {name: value for name, value in row.items() if name not in TIMES}
+        for row in rows(run)
+        if "total_loss" in row
+    }
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    one, other = (checkpoint.load(checkpoint.find(str(run), "")) for run in (a, b))
+    assert one["learner"]["updates"] == other["learner"]["updates"]
+    for name, tensor in one["learner"]["model"].items():
+        assert torch.equal(tensor, other["learner"]["model"][name]), name
+    (moments,), (others) = (state["learner"]["optimiser"]["state"].values() for state in (one, other))
+    for name, value in moments.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(next(iter(others))[name])), name
+    for name in ("games", "env", "episodes"):
+        assert one["reports"][name] == other["reports"][name]
+    assert curve(a) == curve(b)
+
+
+GAME = ["--env", "ALE/Breakout-v5", "--env_kwargs", '{"max_num_frames_per_episode": 100}', "--num_actors", 2]
+
+
+@pytest.fixture
+def stop_at(monkeypatch) -> Callable[[int], None]:
+    """Have a run in this process stopped by a signal at its nth step from now (of all actors together; replayed ones
+    do not count)."""
+    real, left = ActorGroup.step, 0
+
+    def step(self: ActorGroup, *answer: Any) -> bool:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *answer)
+
+    def stop_at(count: int) -> None:
+        nonlocal left
+        left = count
+
+    monkeypatch.setattr(ActorGroup, "step", step)
+    return stop_at
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--env", "Catch-v0", "--use_lstm"],
+        ["--env", "Catch-v0", "--use_lstm", "--trainer", "polybeast", "--num_actors", 5, "--batch_size", 3],
+        ["--env", "Pendulum-v1", "--batch_size", 6],
+        ["--env", "CartPole-v1", "--trainer", "polybeast", "--batch_size", 7],
+        [*GAME, "--use_lstm", "--batch_size", 3, "--total_steps", 420],
+    ],
+    ids=["lstm", "polybeast, lstm", "continuous", "odd batch", "atari, lstm"],
+)
+def test_a_serial_run_that_is_stopped_again_and_again_is_the_unbroken_one(call, tmp_path, stop_at, flags):
+    """Between updates and inside unrolls, at seeded steps; with unrolls that are left over for the next batch."""
+    flags = [
+        *SERIAL, "--preset", "atari", "--num_actors", 4, "--batch_size", 4, "--seed", 5, "--learning_rate", 1e-3,
+        "--report_every", 1e-6, "--total_steps", 840, *flags,
+    ]  # fmt: skip
+    assert call(*flags, "--xpid", "unbroken").code == 0
+    rng = random.Random(str(flags))
+    for resume in ([*flags, "--xpid", "broken"], *[["--resume", "broken"]] * 2):
+        stop_at(rng.randrange(42, 62))
+        done = call(*resume)
+        assert done.code in (130, 143), done
+        assert not done.err
+    done = call("--resume", "broken")
+    assert done.code == 0, done.err
+    assert "replaying" in done.out
+    assert_same_run(tmp_path / "runs" / "unbroken", tmp_path / "runs" / "broken")
+
+
+def test_a_serial_run_that_ended_goes_on_as_if_it_had_not(call, tmp_path, stop_at):
+    """More steps for two runs that had reached their total; one of them is stopped on the way."""
+    for name in ("a", "b"):
+        assert call(*CATCH, "--xpid", name, "--total_steps", 400, "--report_every", 1e-6).code == 0
+    assert call("--resume", "a", "--total_steps", 1_200).code == 0
+    stop_at(13)
+    assert call("--resume", "b", "--total_steps", 1_200).code in (130, 143)
+    assert call("--resume", "b").code == 0
+    assert_same_run(tmp_path / "runs" / "a", tmp_path / "runs" / "b")
+
+
+def test_a_stop_while_it_replays_loses_nothing(call, tmp_path, stop_at, monkeypatch):
+    assert call(*CATCH, "--xpid", "a", "--total_steps", 400).code == 0
+    stop_at(35)
+    assert call(*CATCH, "--xpid", "b", "--total_steps", 400).code in (130, 143)
+    real = ActorGroup.replay
+
+    def stopped(self: ActorGroup, actions: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(self, actions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ActorGroup, "replay", stopped)
+        assert call("--resume", "b").code == 143
+    assert call("--resume", "b").code == 0
+    one, other = (checkpoint.load(checkpoint.find(name, "runs"))["learner"] for name in "ab")
+    assert all(torch.equal(tensor, other["model"][name]) for name, tensor in one["model"].items())
+
+
+RANDOM = """
+    import os
+    import gymnasium
+    import numpy as np
+
+    class Random(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 255, (3,), np.uint8)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.frombuffer(os.urandom(3), np.uint8), {}
+
+        def step(self, action):
+            return np.frombuffer(os.urandom(3), np.uint8), 0.0, False, False, {}
+
+    make = Random
+"""
+
+
+def test_what_cannot_be_replayed_goes_on_afresh_and_says_so(call, tmp_path):
+    (tmp_path / "dice.py").write_text(textwrap.dedent(RANDOM))
+    assert call(*CATCH, "--env", "dice:make", "--xpid", "r", "--total_steps", 400).code == 0
+    done = call("--resume", "r", "--total_steps", 800)
+    assert done.code == 0, done.err
+    assert "the environment is not deterministic: this run goes on with fresh episodes" in done.out
+    assert steps_of(tmp_path / "runs" / "r") == 800
+
+
+def test_other_actors_go_on_afresh_and_say_so(call, tmp_path):
+    assert call(*CATCH, "--xpid", "r", "--total_steps", 400).code == 0
+    done = call("--resume", "r", "--total_steps", 800, "--num_actors", 3)
+    assert done.code == 0, done.err
+    assert "--num_actors is not what it was: this run goes on with fresh episodes" in done.out
+    assert "replaying" not in done.out
