@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,34 @@ def test_other_actors_go_on_afresh_and_say_so(call, tmp_path):
     assert done.code == 0, done.err
     assert "--num_actors is not what it was: this run goes on with fresh episodes" in done.out
     assert "replaying" not in done.out
+
+
+# -- killed and resumed, again and again ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
+def test_a_run_killed_ten_times_learns_what_an_unbroken_one_learns(start, job, trainer):
+    """By SIGKILL, at seeded moments after a new checkpoint; the command is the same each time, as in a job script."""
+    rng = random.Random(trainer)
+    command = [
+        "--env", "Catch-v0", "--trainer", trainer, "--num_actor_processes", 2, "--total_steps", 300_000,
+        "--learning_rate", 1e-3, "--report_every", 0.5, "--checkpoint_every", 0.002, *AUTO,
+    ]  # fmt: skip
+    reached = 0
+    for _ in range(10):
+        program = start(*command)
+        wait_until(lambda old=reached: checkpoint.saved(job) and steps_of(job) > old, "a new checkpoint")
+        time.sleep(rng.uniform(0.0, 0.3))
+        program.process.kill()
+        assert program.finish().code == -signal.SIGKILL, program.story()
+        reached = steps_of(job)
+    assert reached < 300_000
+    done = start(*command).finish(600.0)
+    assert done.code == 0, done.story()
+    state = checkpoint.load(checkpoint.find(str(job), ""))
+    assert state["resumes"] == 10
+    log = rows(job)
+    assert [row["step"] for row in log] == sorted(row["step"] for row in log)
+    assert log[-1]["mean_episode_return"] > 0.9
