@@ -164,10 +164,12 @@ class RunConfig:
     """of one actor process within 10 minutes before the run gives up"""
     actor_timeout: float = 300.0
     """seconds without a step after which an actor process counts as hung and is replaced"""
+    max_skipped_updates: int = 10
+    """in a row, for NaN or infinity in loss, gradient, observation or reward, before the run gives up"""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
-        _at_least(self, 1, "eval_episodes")
+        _at_least(self, 1, "eval_episodes", "max_skipped_updates")
         for name in ("checkpoint_every", "report_every", "actor_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")

@@ -63,7 +63,7 @@ class EnvOutput(NamedTuple):
     last_action: Array
     """`[E]` (+ `[N]`): the action just taken, as stored; zero on first rows."""
     episode_return: Array
-    """`[E]` float32: unclipped return of the full game that ended on this row, NaN elsewhere."""
+    """`[E]` float32: unclipped return of the full game that ended on this row; NaN elsewhere, and if it is not finite."""
     episode_steps: Array
     """`[E]` float32: agent steps of that game, NaN elsewhere."""
     metrics: Array

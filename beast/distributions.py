@@ -121,7 +121,8 @@ class SquashedGaussian(Distribution):
 
     Parameters are means, then log standard deviations (clamped to [-5, 2]). The stored action is the one *before* the
     squashing: its log-probability differs from the squashed one's by a term of the action alone, which cancels in
-    pi / mu and has no gradient. The entropy is the unsquashed Gaussian's.
+    pi / mu and has no gradient. The entropy is the unsquashed Gaussian's. NaN parameters draw 0: as the next row's last
+    action a NaN would make those NaN again, for ever.
     """
 
     def __init__(self, space: gymnasium.spaces.Box) -> None:
@@ -144,10 +145,10 @@ class SquashedGaussian(Distribution):
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         mean, log_std = self._split(params)
-        return mean + log_std.exp() * noise
+        return (mean + log_std.exp() * noise).nan_to_num()
 
     def mode(self, params: torch.Tensor) -> torch.Tensor:
-        return self._split(params)[0]
+        return self._split(params)[0].nan_to_num()
 
     def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         mean, log_std = self._split(params)

@@ -45,7 +45,7 @@ def play(
             noise = None if deterministic else policy.distribution.noise(generator, num_envs)
             action, _ = policy.act(env, noise)
             env = group.step(action)
-            for i in np.flatnonzero(~np.isnan(env.episode_return) & (quota > 0)):
+            for i in np.flatnonzero(~np.isnan(env.episode_steps) & (quota > 0)):
                 quota[i] -= 1
                 returns.append(float(env.episode_return[i]))
                 lengths.append(int(env.episode_steps[i]))

@@ -12,6 +12,7 @@ from torch import nn
 
 from beast.data import Batch, Nested, flatten, map_nested, restack
 from beast.distributions import Distribution
+from beast.finite import all_finite
 from beast.weights import flatten_parameters
 
 Loss = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -52,15 +53,15 @@ class TFRMSprop(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, alpha: float, eps: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = {"mean_square": torch.ones_like(p), "momentum_buffer": torch.zeros_like(p)}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]
-                if not state:
-                    state["mean_square"] = torch.ones_like(p)
-                    state["momentum_buffer"] = torch.zeros_like(p)
                 mean_square = state["mean_square"]
                 mean_square.mul_(group["alpha"]).addcmul_(p.grad, p.grad, value=1 - group["alpha"])
                 step = p.grad * (mean_square + group["eps"]).rsqrt_()
@@ -100,9 +101,9 @@ class Learner:
         self.device, self.dtype = device, dtype
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.steps = 0
-        """Agent steps learned from."""
+        """Agent steps taken in: learned from, or skipped."""
         self.updates = 0
-        """Optimiser steps made: the version of the policy."""
+        """Batches taken in: the version of the policy. After one that was skipped it is the same policy."""
 
         size = sum(p.numel() for p in model.parameters())
         self._master = nn.Parameter(flatten_parameters(self.model)[:size].clone())
@@ -137,8 +138,15 @@ class Learner:
             return Staged(moved, self._copy_stream.record_event())
 
     def step(self, staged: Staged) -> dict[str, torch.Tensor]:
-        """One update from a batch; returns scalars by name, without waiting for the device."""
+        """One update from a batch; returns scalars by name, without waiting for the device.
+
+        With NaN or infinity in a reward, a float observation, the loss or a gradient it is skipped: weights, buffers and
+        optimiser stay as they are, while `steps` and `updates`, which the host counts, go on. `finite` among the scalars
+        says which it was.
+        """
         batch = self._rebuild(staged)
+        buffers = self.flat[len(self._master) :]
+        buffers_before = buffers.clone()  # running statistics and the like, which a forward may change
         outputs, _ = self.model(batch.model_input(), batch.core_state)
         total_loss, metrics = self._loss(outputs, batch, self._distribution, self._loss_config)
         self._grad.zero_()
@@ -147,16 +155,41 @@ class Learner:
         assert grad is not None
         if grad is not self._grad:
             grad.copy_(self._grad)
-        grad_norm = torch.linalg.vector_norm(grad)
-        if self._config.grad_norm_clipping:
-            grad.mul_((self._config.grad_norm_clipping / (grad_norm + 1e-6)).clamp(max=1.0))
+        total_loss, grad_norm = total_loss.detach(), torch.linalg.vector_norm(grad)  # finite if all gradients are
+        # The reward is looked at itself: clipping makes an ordinary one of an infinite one.
+        finite = all_finite([total_loss, grad_norm, batch.reward, *flatten(staged.batch.observation)])
         self._optimiser.param_groups[0]["lr"] = self.learning_rate
-        self._optimiser.step()
+        if self.device.type != "cpu":
+            self._descend_where(finite, grad, grad_norm)
+        elif finite:
+            self._descend(grad, grad_norm)
+        if buffers.numel():
+            buffers.copy_(torch.where(finite, buffers, buffers_before))
         if self.dtype != torch.float32:
             self.flat[: len(self._master)].copy_(self._master.detach())
         self.steps += batch.action.shape[0] * batch.action.shape[1]
         self.updates += 1
-        return {**metrics, "grad_norm": grad_norm}
+        return {**metrics, "total_loss": total_loss, "grad_norm": grad_norm, "finite": finite}
+
+    def _descend(self, grad: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        if self._config.grad_norm_clipping:
+            grad.mul_((self._config.grad_norm_clipping / (grad_norm + 1e-6)).clamp(max=1.0))
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def _descend_where(self, finite: torch.Tensor, grad: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """The same without a branch, for which the device would be waited for: the step is made, and taken back there.
+
+        Moments that the step itself makes (PyTorch's form) are zero after a gradient of zero. Its own count of steps, which
+        RMSProp does not use, goes on.
+        """
+        moments = self._optimiser.state[self._master].values()
+        kept = [self._master, *(x for x in moments if isinstance(x, torch.Tensor) and x.shape == self._master.shape)]
+        before = [tensor.clone() for tensor in kept]
+        grad.copy_(torch.where(finite, grad, 0.0))
+        self._descend(grad, torch.where(finite, grad_norm, 0.0))
+        for tensor, old in zip(kept, before, strict=True):
+            tensor.copy_(torch.where(finite, tensor, old))
 
     def _rebuild(self, staged: Staged) -> Batch:
         """The batch as models and losses know it: stacks rebuilt from frames."""

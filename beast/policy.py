@@ -129,7 +129,10 @@ class Policy:
     # inference_mode from the very first call: a graph that hangs on a shared buffer leaks a little every step.
     @torch.inference_mode()
     def forward(self, env: Seen, noise: Array | None, core_state: Nested) -> tuple[Array, Array, Nested]:
-        """`act` for any environments and any state; returns actions, logits and the new state."""
+        """`act` for any environments and any state; returns actions, logits and the new state.
+
+        NaN in a state would stay there until the episode's end: those parts begin again at zero.
+        """
 
         def row(array: Array) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, non_blocking=True).unsqueeze(0)
@@ -141,6 +144,7 @@ class Policy:
         logits = output.policy_logits.squeeze(0)
         draw = self.distribution
         action = draw.mode(logits) if noise is None else draw.sample(logits, row(noise).squeeze(0))
+        core_state = map_nested(lambda leaf: leaf.nan_to_num(0.0, torch.inf, -torch.inf), core_state)
         return action.cpu().numpy(), logits.cpu().numpy(), core_state
 
     def state(self) -> Nested:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
@@ -17,7 +16,9 @@ import torch
 from beast import checkpoint
 from beast.checkpoint import CheckpointError
 from beast.config import Config, algorithm_module
+from beast.data import Batch
 from beast.evaluate import Evaluator
+from beast.finite import SkippedUpdates
 from beast.learner import Learner
 from beast.replay import Past, SerialActors
 from beast.reports import Reports
@@ -70,6 +71,8 @@ class Trainer:
         )  # fmt: skip
         if state:
             self.reports.load_state_dict(state["reports"])
+        self.skipped = SkippedUpdates(folder, config.run.max_skipped_updates, self.reports.tell)
+        self._pending: tuple[int, Batch, dict[str, torch.Tensor], torch.Tensor] | None = None
         self.weights = Weights(self.learner.flat.numel(), task.dtype)
         self.weights.publish(self.learner.flat, self.learner.updates)
         self.store = UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
@@ -269,9 +272,18 @@ class Trainer:
                 metrics = self.learner.step(staged)
             with self.clock.stage("publish"):
                 self.weights.publish(self.learner.flat, self.learner.updates)
-            self.reports.add_update(metrics, lags)
             self.reports.add_episodes(episodes)
+            update = (self.learner.updates, batch, metrics, lags)
+            if self.task.device.type != "cpu":  # known one update later, without waiting for the device
+                self._pending, update = update, self._pending
+            self._admit(update)
         return True
+
+    def _admit(self, update: tuple[int, Batch, dict[str, torch.Tensor], torch.Tensor] | None) -> None:
+        """Into the reports with it, or among the skipped ones."""
+        if update is not None and self.skipped.admit(*update[:3]):
+            _, _, metrics, lags = update
+            self.reports.add_update({name: value for name, value in metrics.items() if name != "finite"}, lags)
 
     def _serial_round(self) -> None:
         assert self._serial is not None
@@ -300,22 +312,18 @@ class Trainer:
     # -- reports and checkpoints --------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, float]:
-        """One row of the logs.
-
-        Raises:
-            FloatingPointError: if a loss since the last one was not finite; then no later one can be.
-        """
-        extra = {"restarts": float(self.workers.restarts), **(self._evaluator.results() if self._evaluator else {})}
+        """One row of the logs."""
+        extra = {
+            "restarts": float(self.workers.restarts),
+            "skipped_updates": float(self.skipped.count),
+            **(self._evaluator.results() if self._evaluator else {}),
+        }
         with self._learn_lock:
             step, updates, learning_rate = self.learner.steps, self.learner.updates, self.learner.learning_rate
         self._reported = updates
-        row = self.reports.report(
+        return self.reports.report(
             step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
         )
-        for name in ("total_loss", "grad_norm"):
-            if not math.isfinite(row.get(name, 0.0)):
-                raise FloatingPointError(f"{name} was {row[name]} before step {step:,}: try a lower --learning_rate")
-        return row
 
     def save(self) -> Path | None:
         """Write a checkpoint, if this run keeps any.
@@ -395,6 +403,10 @@ class Trainer:
         if self._serial is not None:
             self._serial[0].close()
         path = None
+        try:
+            self._admit(self._pending)
+        except FloatingPointError as error:
+            self._failure = self._failure or error
         try:
             if self.learner.updates > self._reported:
                 self.report()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from beast.data import ArraySpec
+from beast.finite import all_finite
 from beast.shared import SharedArrays
 
 
@@ -56,7 +57,15 @@ class Weights:
         return int(self._announced[0])
 
     def publish(self, flat: torch.Tensor, version: int) -> None:
-        """Write a new version (the learner alone)."""
+        """Write a new version (the learner alone).
+
+        Raises:
+            FloatingPointError: if it is not all finite; readers keep the version before it.
+        """
+        if not all_finite([flat]):
+            raise FloatingPointError(
+                f"the weights of update {version} are infinite or NaN: try a lower --learning_rate"
+            )
         self._begun[0] = version
         self._copies[version % 2].copy_(flat)
         self._announced[0] = version

@@ -57,8 +57,8 @@ class Memory(nn.Module):
         edges = sorted({0, *resets, len(x)})
         outputs = []
         for start, end in itertools.pairwise(edges):
-            keep = (~first[start]).to(x.dtype).view(1, -1, 1)
-            output, (h, c) = self.lstm(x[start:end], (h * keep, c * keep))
+            fresh = first[start].view(1, -1, 1)  # filled, not multiplied: a NaN times zero is NaN
+            output, (h, c) = self.lstm(x[start:end], (h.masked_fill(fresh, 0.0), c.masked_fill(fresh, 0.0)))
             outputs.append(output)
         return torch.cat(outputs), (h.squeeze(0).float(), c.squeeze(0).float())
 

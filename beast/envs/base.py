@@ -84,23 +84,25 @@ class EnvGroup:
         Args:
             actions: `[E]` (+ `[N]`), as the distribution draws them and the store keeps them.
 
+        NaN and infinity pass: the learner skips what they are in (`beast/finite.py`), and the return of their game is not
+        known.
+
         Raises:
-            EnvError: if an environment returns NaN or an observation of another shape or dtype than its space's.
+            EnvError: if an environment returns an observation of another shape or dtype than its space's.
         """
         observation, reward, terminated, truncated, infos = self.vector.step(self._distribution.to_env(actions))
         first = self._over
         last_action = np.where(first.reshape(-1, *[1] * (actions.ndim - 1)), self._no_action, actions)
-        reward = np.asarray(reward, np.float32)
-        if not np.isfinite(reward).all():
-            raise EnvError(f"the environment returned the reward {reward[~np.isfinite(reward)][0]}: mend its step()")
-        self._return += reward
+        with np.errstate(over="ignore", invalid="ignore"):
+            reward = np.asarray(reward, np.float32)
+            self._return += reward
         self._steps += ~first
         self._return[first] = 0
         self._over = over = terminated | truncated
 
         episode_return, episode_steps, metrics = self._nothing, self._nothing, self._no_metrics
         if over.any():
-            episode_return = np.where(over, self._return, np.nan).astype(np.float32)
+            episode_return = np.where(over & np.isfinite(self._return), self._return, np.nan).astype(np.float32)
             episode_steps = np.where(over, self._steps, np.nan).astype(np.float32)
             metrics = self._metrics(infos, over)
             self._steps[over] = 0
@@ -128,8 +130,6 @@ class EnvGroup:
                     f"the environment returned an observation of shape {array.shape[1:]} and dtype {array.dtype}, its "
                     f"observation_space says {spec.shape} and {spec.dtype}: mend one of them"
                 )
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise EnvError("the environment returned an observation with NaN or infinity in it: mend its step()")
             return array
 
         return map_nested(check, self.observation_spec, observation)

@@ -220,6 +220,127 @@ def test_each_update_uses_the_rate_of_the_steps_before_it(form):
     assert lengths == pytest.approx([size, 0.75 * size, 0.5 * size, 0.25 * size, 0.0], rel=1e-5)
 
 
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+WHERE = pytest.mark.parametrize("where", ["cpu", "cuda"])  # which of the two ways; on the CPU both
+
+
+def everything(learner):
+    state = learner.state_dict()["optimiser"]["state"]
+    moments = [x for x in (state[0].values() if state else ()) if isinstance(x, torch.Tensor) and x.numel() > 1]
+    return [learner.flat.clone(), *learner.model_state().values(), *moments]
+
+
+def poison(batch, field, value):
+    if field == "observation":
+        batch.observation[1, 0, 0] = value
+    elif field == "reward":
+        batch.reward[2, 1] = value
+    else:  # the loss and every gradient with it
+        batch.behaviour_logits[0, 0, :] = value
+    return batch
+
+
+@WHERE
+@DTYPES
+@FORMS
+@pytest.mark.parametrize("field", ["observation", "reward", "loss"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
+def test_an_update_that_is_not_finite_changes_nothing(where, dtype, form, field, value):
+    torch.manual_seed(0)
+    learner = make_learner(
+        mlp.Model(VECTOR, DISCRETE), impala.loss, impala.Config(), dtype=dtype, rmsprop_form=form, momentum=0.5
+    )
+    learner.device = torch.device(where)
+    assert learn(learner, random_batch(0))["finite"]
+    before = everything(learner)
+    metrics = learn(learner, poison(random_batch(1), field, value))
+    assert not metrics["finite"]
+    for one, same in zip(before, everything(learner), strict=True):
+        assert torch.equal(one, same)
+    assert (learner.steps, learner.updates) == (2 * T * B, 2)
+    assert learn(learner, random_batch(2))["finite"]
+    assert not torch.equal(before[0], learner.flat)
+    assert all(x.isfinite().all() for x in everything(learner))
+
+
+@WHERE
+@FORMS
+def test_a_first_update_that_is_not_finite_leaves_a_learner_as_new(where, form):
+    torch.manual_seed(0)
+    model = mlp.Model(VECTOR, DISCRETE)
+    skipped, fresh = (
+        make_learner(copy.deepcopy(model), impala.loss, impala.Config(), rmsprop_form=form, momentum=0.5)
+        for _ in range(2)
+    )
+    skipped.device = torch.device(where)
+    learn(skipped, poison(random_batch(0), "loss", torch.nan))
+    for learner in (skipped, fresh):
+        learn(learner, random_batch(1))
+    for one, same in zip(everything(skipped), everything(fresh), strict=True):
+        assert torch.equal(one, same)
+
+
+@DTYPES
+@FORMS
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_both_ways_of_an_update_agree_to_the_bit(dtype, form, clip):
+    one, other = (impala_learner(0, dtype, form, grad_norm_clipping=clip) for _ in range(2))
+    other.device = torch.device("cuda")  # takes the way without a branch, on this processor
+    for i in range(3):
+        a, b = learn(one, impala_batch(i)), learn(other, impala_batch(i))
+        assert a == b
+    for x, y in zip(everything(one), everything(other), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_finite_updates_are_plain_rmsprop_to_the_bit():
+    learner = impala_learner(0, grad_norm_clipping=1.0)
+    torch.manual_seed(0)
+    model = impala_shallow.Model(IMAGE, DISCRETE, use_lstm=True)
+    flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    optimiser = torch.optim.RMSprop([flat], lr=6e-4, alpha=0.99, eps=0.01, momentum=0.5)
+    for i in range(4):
+        batch, offset = impala_batch(i), 0
+        for p in model.parameters():  # views, aligned as the learner's are: kernels' sums depend on that
+            p.data, p.grad, offset = flat.data[offset : offset + p.numel()].view(p.shape), None, offset + p.numel()
+        optimiser.param_groups[0]["lr"] = 6e-4 * (1 - i * T * B / 10_000)
+        outputs, _ = model(batch.model_input(), batch.core_state)
+        total, _ = impala.loss(outputs, batch, distribution_for(DISCRETE), impala.Config())
+        total.backward()
+        flat.grad = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+        flat.grad.mul_((1.0 / (flat.grad.norm() + 1e-6)).clamp(max=1.0))
+        optimiser.step()
+        assert learn(learner, batch)["total_loss"] == total.detach()
+        assert torch.equal(learner.flat, flat.detach())
+
+
+def test_statistics_of_a_forward_are_taken_back_too():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, inputs, core_state):
+            return self.norm(inputs.observation.flatten(0, 1)), core_state
+
+    learner = make_learner(Normed(), lambda outputs, *_: (outputs.square().sum(), {}))
+    learn(learner, random_batch(0))
+    before = learner.flat.clone()
+    assert not learn(learner, poison(random_batch(1), "observation", torch.nan))["finite"]
+    assert torch.equal(learner.flat, before)
+    learn(learner, random_batch(2))
+    assert (learner.flat[6:] != before[6:]).all()
+
+
+def test_one_gradient_that_is_infinite_is_enough():
+    learner, push = make_pushed([1.0, 2.0], [[3.0, 4.0]], grad_norm_clipping=1.0)
+    before = learner.flat.clone()
+    assert not push([0.0, torch.inf], [[0.0, 0.0]])["finite"]
+    assert not push([0.0, 1e30], [[0.0, 0.0]])["finite"]  # its square is infinite, and RMSProp takes the square
+    assert torch.equal(learner.flat, before)
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +513,7 @@ def test_the_policy_learns_what_was_rewarded():
 
 def test_metrics_are_scalars_without_gradient():
     metrics = learn(impala_learner(), impala_batch(0))
-    assert metrics.keys() == {"total_loss", "pg_loss", "baseline_loss", "entropy_loss", "grad_norm"}
+    assert metrics.keys() == {"total_loss", "pg_loss", "baseline_loss", "entropy_loss", "grad_norm", "finite"}
     for value in metrics.values():
         assert value.shape == ()
         assert not value.requires_grad

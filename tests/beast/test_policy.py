@@ -103,6 +103,24 @@ def test_memory_is_carried_from_step_to_step_and_dropped_at_a_first_row():
     np.testing.assert_allclose(forgotten, fresh, atol=1e-6)
 
 
+@pytest.mark.parametrize("actions", [Discrete(5), Box(-2, 2, (2,), np.float32)], ids=["discrete", "continuous"])
+def test_what_is_not_finite_in_one_row_is_forgotten_in_the_next(actions):
+    choice = ModelChoice("mlp", True, VECTOR, actions)
+    policy, _ = policy_of(choice)
+    drawn = choice.distribution()
+    action = np.zeros((2, *drawn.action_spec.shape), drawn.action_spec.dtype)
+    broken = vectors()
+    broken[0, 1] = np.nan
+    noise = drawn.noise(np.random.default_rng(0), 2)
+    action, logits = policy.act(row(broken, last_action=action), noise)
+    assert np.isfinite(logits).all(-1).tolist() == [False, True]
+    assert np.isfinite(action).all()
+    assert actions.contains(drawn.to_env(action)[0])
+    assert all(np.isfinite(leaf).all() for leaf in policy.state())
+    _, logits = policy.act(row(vectors(), last_action=action), noise)
+    assert np.isfinite(logits).all()
+
+
 def test_the_state_is_what_the_next_forward_starts_from():
     policy, model = policy_of(ModelChoice("mlp", True, VECTOR, Discrete(5)))
     assert [leaf.shape for leaf in policy.state()] == [(2, 256), (2, 256)]

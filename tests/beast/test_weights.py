@@ -56,7 +56,7 @@ def test_a_run_may_resume_at_any_version():
 def test_a_read_is_exact_to_the_bit_and_a_copy(dtype):
     weights = Weights(SIZE, dtype)
     published = torch.randn(SIZE, generator=torch.Generator().manual_seed(0)).to(dtype)
-    published[:3] = torch.tensor([torch.nan, torch.inf, -0.0])
+    published[:3] = torch.tensor([3e38, 1e-40, -0.0])
     kept = published.clone()
     weights.publish(published, 0)
     published.zero_()  # the learner goes on in its own memory
@@ -68,6 +68,21 @@ def test_a_read_is_exact_to_the_bit_and_a_copy(dtype):
     again = torch.empty(SIZE, dtype=dtype)
     weights.read(again)
     assert torch.equal(again.view(bits), kept.view(bits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_policy_that_is_not_finite_is_never_read(dtype, bad):
+    weights = Weights(SIZE, dtype)
+    weights.publish(constant(4, dtype=dtype), 4)
+    for version in (5, 6):
+        broken = constant(version, dtype=dtype)
+        broken[SIZE // 2] = bad
+        with pytest.raises(FloatingPointError, match=f"weights of update {version} .*--learning_rate"):
+            weights.publish(broken, version)
+        assert read(weights, dtype=dtype) == (4, 4.0)
+    weights.publish(constant(7, dtype=dtype), 7)
+    assert read(weights, dtype=dtype) == (7, 7.0)
 
 
 # -- torn reads -------------------------------------------------------------------------------------------------------

@@ -243,6 +243,15 @@ def test_the_lstm_unrolled_with_resets_is_the_textbook_recursion():
     assert_close(last_c, c.float(), rtol=0, atol=1e-7)
 
 
+def test_a_reset_cures_a_state_that_is_not_finite():
+    memory, state = Memory(4), (torch.full((2, 256), torch.nan), torch.full((2, 256), torch.inf))
+    first = torch.tensor([[False, True], [True, False], [False, False]])
+    output, (h, c) = memory(torch.randn(3, 2, 4), first, state)
+    assert output.isfinite().all(-1).tolist() == [[False, True], [True, True], [True, True]]
+    assert h.isfinite().all()
+    assert c.isfinite().all()
+
+
 @pytest.mark.parametrize("first_probability", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", ALL_MODELS)
 def test_an_unrolled_lstm_is_the_same_as_row_by_row(name, first_probability):

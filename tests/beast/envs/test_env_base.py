@@ -259,19 +259,23 @@ def test_an_observation_that_its_space_does_not_describe_is_an_error_not_a_cast(
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
-def test_an_observation_that_is_not_finite_is_an_error(bad):
+def test_an_observation_that_is_not_finite_is_for_the_learner_to_skip(bad):
     group = group_of([lambda: Fixed(PAIR, np.array([0, bad], np.float32), good_resets=1)], [0])
     group.reset()
-    with pytest.raises(EnvError, match="observation with NaN or infinity"):
-        group.step(np.array([0]))
+    np.testing.assert_array_equal(group.step(np.array([0])).observation, [[0, bad]])
 
 
-@pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf")])
-def test_a_reward_that_is_not_finite_is_an_error(bad):
-    group = group_of([lambda: Fixed(PAIR, ZEROS), lambda: Fixed(PAIR, ZEROS, reward=bad)], [0, 1])
-    group.reset()
-    with pytest.raises(EnvError, match=f"reward {bad}"):
-        group.step(np.array([0, 0]))
+@pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf"), 1e300])
+def test_a_reward_that_is_not_finite_passes_but_spoils_no_mean_return(bad):
+    def maker(reward):
+        return lambda: gymnasium.wrappers.TimeLimit(Fixed(PAIR, ZEROS, reward), 2)
+
+    group = group_of([maker(1.0), maker(bad)], [0, 1])
+    outputs = play(group, 2)
+    for output in outputs[1:]:
+        np.testing.assert_array_equal(output.reward, np.float32([1.0, float("inf") if bad == 1e300 else bad]))
+    np.testing.assert_array_equal(outputs[-1].episode_steps, [2, 2])
+    np.testing.assert_array_equal(outputs[-1].episode_return, [2, NAN])
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])

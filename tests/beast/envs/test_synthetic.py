@@ -82,7 +82,6 @@ def test_a_sleeping_step_costs_time_but_no_processor():
     ("fail", "error", "message"),
     [
         ("raise", RuntimeError, "as it was asked to"),
-        ("nan", EnvError, "reward nan"),
         ("shape", EnvError, r"shape \(1, 3\)"),
         ("dtype", EnvError, "dtype float64"),
     ],
@@ -94,6 +93,12 @@ def test_it_fails_at_the_step_it_was_told_to_and_not_before(fail, error, message
         group.step(np.array([0]))
     with pytest.raises(error, match=message):
         group.step(np.array([0]))
+
+
+def test_it_gives_nan_when_told_to():
+    group = EnvChoice("Synthetic", {"fail_after": 2, "fail": "nan", "shape": (3,)}).make_group([0])
+    group.reset()
+    assert [bool(np.isnan(group.step(np.array([0])).reward[0])) for _ in range(3)] == [False, True, True]
 
 
 def test_it_exits_with_code_three_when_told_to():
