@@ -186,6 +186,7 @@ class UnrollStore:
         self._full_read, self._full_write = os.pipe()
         os.set_blocking(self._full_read, False)
         self._lock = threading.Lock()  # among the parent's threads only
+        self._closed = False
         self._free = deque(range(num_buffers))
         self._full: deque[int] = deque()
         self._held: dict[int, set[int]] = {}  # worker -> slots it may write
@@ -263,17 +264,20 @@ class UnrollStore:
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def next_slots(self, batch_size: int, timeout: float) -> list[int] | None:
-        """The `batch_size` oldest full slots, or None if there are not as many within `timeout` seconds."""
+        """The `batch_size` oldest full slots, or None if there are not as many within `timeout` seconds, or it is closed."""
         deadline = time.monotonic() + timeout
         while True:
+            remaining = deadline - time.monotonic()  # before the look, so that the last look is after the end
             with self._lock:
+                if self._closed:  # its descriptors may be another file's by now
+                    return None
                 self._collect_full()
                 self._hand_out()
                 if len(self._full) >= batch_size:
                     return [self._full.popleft() for _ in range(batch_size)]
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or not _readable(self._full_read, remaining):
+            if remaining <= 0:
                 return None
+            _readable(self._full_read, remaining)
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
         """Copy slots into a batch (a stacked observation still as frames, see `restack`), then free them."""
@@ -331,8 +335,9 @@ class UnrollStore:
             return {"free": len(self._free), "held": held, "full": len(self._full)}
 
     def close(self) -> None:
-        """Close the pipes: workers that wait for slots see the end."""
+        """Close the pipes: workers that wait for slots see the end, and so does `next_slots` when its time is up."""
         with self._lock:
+            self._closed = True
             for fds in self._pipes.values():
                 for fd in fds:
                     os.close(fd)

@@ -38,7 +38,8 @@ from beast.unrolls import StoreClosed
 PRELOAD = ["beast.orphan", "torch", "gymnasium", "cv2", "ale_py.vector_env", "beast.envs", "monobeast.actor"]
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # what reaches a group, and is not for its children
 NICENESS = 10  # of workers, so that on a full machine the learner never waits for a core
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_LOST = 255  # the exit code that multiprocessing reports once the fork server was killed
 
 
 class WorkerError(RuntimeError):
@@ -179,7 +180,8 @@ class Workers:
         """Notice dead and hung processes, and replace them.
 
         Raises:
-            WorkerError: if one died before it did any work, or died too often, or its environment breaks its contract.
+            WorkerError: if one failed before it did any work (which it would do again), or died too often, or its
+                environment breaks its contract.
         """
         now = time.monotonic()
         for worker in self.workers:
@@ -204,17 +206,20 @@ class Workers:
             name = signal.Signals(-code).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             return f"was killed by {name}{hint}", details
+        if code == _LOST:
+            return "was lost with its fork server", details
         return f"ended with exit code {code}", details
 
     def _replace(self, worker: Worker, cause: str, details: str) -> None:
-        pid = worker.process.pid
+        pid, code = worker.process.pid, worker.process.exitcode  # None: it hangs
         _kill(worker.process)
         lost = worker.on_exit()
         message = f"{worker.name} (pid {pid}) {cause}; {lost}"
         now = time.monotonic()
         while worker.restarts and now - worker.restarts[0] > self._window:
             worker.restarts.popleft()
-        if self.board.arrays["steps"][worker.index] == 0:
+        by_itself = code is not None and 0 <= code < _LOST
+        if by_itself and self.board.arrays["steps"][worker.index] == 0:
             raise WorkerError(f"{worker.name} {cause}, before its first step", details)
         if len(worker.restarts) >= self._max_restarts:
             raise WorkerError(f"{message}; restarted {self._max_restarts} times already (--max_restarts)", details)
@@ -304,23 +309,28 @@ def _main(name: str, target: Callable[..., None], context: Context, arguments: t
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     leave_with_parent()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())  # what `top` shows, cut after 15 letters
     with suppress(OSError):
         os.nice(NICENESS)
+    status = 1
     try:
         context.beat()
         target(context, *arguments)
+        status = 0
     except StoreClosed:
-        pass  # a stop like any other
+        status = 0  # a stop like any other
     except EnvError as error:  # says all there is to say, and would come again
         with suppress(OSError):
             errors.send((str(error), ""))
-        os._exit(1)
     except BaseException as error:  # whatever it is, the parent must hear of it
         summary = f"{type(error).__name__}: {error}".splitlines()[0][:500]
         with suppress(OSError):
             errors.send((summary, f"--- traceback of {name} ---\n{traceback.format_exc()[-8000:]}"))
-        os._exit(1)
-    os._exit(0)  # no interpreter shutdown: libraries' threads make it slow, and sometimes hang
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()  # what an environment printed
+    os._exit(status)  # no interpreter shutdown: libraries' threads make it slow, and sometimes hang
 
 
 def signal_with_parent(number: int) -> None:

@@ -303,6 +303,32 @@ def test_next_slots_wakes_as_soon_as_the_last_unroll_of_a_batch_is_committed(mak
     timer.join()
 
 
+def test_what_a_dead_worker_had_committed_ends_the_wait_of_a_learner_thread(make_store):
+    store = make_store(TINY, num_buffers=4, unroll_length=1)
+    port = store.attach(0, 2)
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(store.next_slots(2, timeout=0.5)))
+    waiting.start()
+    with store._lock:  # the thread sees no pipe to read: `detach` has read it
+        port.commit(port.acquire(timeout=0))
+        store._collect_full()
+    store.detach(0)
+    waiting.join()
+    assert found == [[0, 1]]
+
+
+def test_closing_ends_the_wait_of_a_learner_thread():
+    store = UnrollStore(TINY, num_buffers=4, unroll_length=1)
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(store.next_slots(2, timeout=0.3)))
+    waiting.start()
+    time.sleep(0.05)
+    store.close()
+    waiting.join()
+    assert found == [None]  # and no EBADF, nor another file's bytes
+    assert store.next_slots(2, timeout=0.0) is None
+
+
 def test_acquire_gives_up_at_its_timeout(make_store):
     store = make_store(TINY, num_buffers=2, unroll_length=1)
     port = store.attach(0, 2)

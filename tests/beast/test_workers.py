@@ -46,6 +46,17 @@ def exit_three(context):
     os._exit(3)
 
 
+def print_and_fail(context):
+    sys.stdout.write("last words")  # without an end of line: into a buffer
+    raise ValueError("no luck")
+
+
+def hang_at_once(context, incarnation):
+    if incarnation == 0:
+        time.sleep(600)
+    work(context, incarnation)
+
+
 def fall_silent(context, incarnation):
     context.beat(1)
     if incarnation == 0:
@@ -209,6 +220,58 @@ def test_a_killed_worker_is_replaced_by_a_new_incarnation(crew, number, hint):
     assert second.process.pid == other
     one.until(lambda: one.steps(0) > 1000)
     assert one.steps(1) < 1000
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_one_that_is_killed_before_its_first_step_is_replaced_too(crew, number):
+    one = crew()
+    worker = one.add(hang_at_once, restartable=True)
+    kill(worker, getattr(signal, number))
+    one.workers.check()
+    assert len(one.told) == 1
+    assert f"was killed by {number}" in one.told[0]
+    assert one.exits == [0]
+    one.until(lambda: one.steps() > 1000, check=True)
+
+
+def test_one_that_hangs_before_its_first_step_is_replaced_too(crew):
+    one = crew()
+    one.add(hang_at_once, restartable=True)
+    one.make_heartbeat_older(1000)
+    one.workers.check()
+    assert "gave no sign of life for" in one.told[0]
+    one.until(lambda: one.steps() > 1000, check=True)
+
+
+def test_one_that_is_killed_before_its_first_step_again_and_again_ends_the_run(crew):
+    one = crew(max_restarts=2)
+    worker = one.add(hang_at_once)
+    for _ in range(2):
+        kill(worker)
+        one.workers.check()
+    kill(worker)
+    with pytest.raises(WorkerError, match="restarted 2 times already"):
+        one.workers.check()
+
+
+def test_what_a_worker_printed_is_not_lost(tmp_path):
+    script = tmp_path / "parent.py"
+    kinds = "targets.work, targets.be_deaf, targets.hold_the_interpreter, targets.fall_silent"
+    script.write_text(PARENT.replace(kinds, "targets.print_and_fail"))
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path}
+    env.pop("PYTHONUNBUFFERED", None)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, timeout=PATIENCE)
+    assert done.stdout == "last words"
+    assert "no luck, before its first step" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone shows it so")
+def test_processes_bear_their_names(crew):
+    one = crew()
+    worker = one.add(work)
+    one.until(one.steps)
+    assert psutil.Process(worker.process.pid).name() == "worker-0"
 
 
 def test_one_death_more_than_max_restarts_ends_the_run(crew):
