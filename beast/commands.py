@@ -18,6 +18,7 @@ from beast.config import Config, ConfigError, LearnerConfig, RunConfig
 from beast.envs import EnvError
 from beast.flags import Parser, preset_help
 from beast.policy import ModelError
+from beast.system import allow_open_files
 from beast.workers import WorkerError, warm_up
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def train(arguments: list[str]) -> int:
     folder = run_folder.to_resume(values)
     if folder is None:
         config, task = settle(values)  # before anything is made
+        _check_open_files(config)
         folder = run_folder.make(config)
         with run_folder.locked(folder):
             run_folder.begin(folder, config)
@@ -84,6 +86,7 @@ def train(arguments: list[str]) -> int:
         name = values["resume"] if values["resume"] != "auto" else str(folder)
         _, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
         config, task = settle(run_folder.flags_to_resume(folder, state["config"], values))
+        _check_open_files(config)
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
             print(*notes, f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.", sep="\n")
@@ -115,6 +118,19 @@ def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | Non
         f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
     )
     return trainer.run(_host(config))
+
+
+def _check_open_files(config: Config) -> None:
+    """Before anything is written.
+
+    Raises:
+        ConfigError: if the limit is too low, and may not be raised.
+    """
+    if (limit := allow_open_files()) < config.open_files:
+        raise ConfigError(
+            f"up to {config.open_files} open files are needed, the limit is {limit}: raise it (ulimit -n "
+            f"{config.open_files}) or lower --num_actor_processes"
+        )
 
 
 def _host(config: Config) -> Any:
@@ -205,6 +221,7 @@ def profile(arguments: list[str]) -> int:
         from beast.task import settle
 
         config, task = settle(values)
+        _check_open_files(config)
         what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
         figures = measure(config, task, _host(config), what)
         show(figures)

@@ -248,6 +248,11 @@ class Config:
         """Slots of the unroll store: actors write one set while the one before it is learned."""
         return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
 
+    @property
+    def open_files(self) -> int:
+        """That this process has open at most, about: for each worker pipes of two beasts, errors, its sentinel."""
+        return 40 + (0 if self.actors.serial else 10 * self.actors.processes)
+
     @classmethod
     def groups(cls, algorithm: str) -> dict[str, type]:
         """The group classes by name, the loss's taken from its algorithm.

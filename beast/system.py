@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
@@ -33,6 +34,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)  # the mmap threshold itself cannot be set above 32 MB
         libc.mallopt(_M_ARENA_MAX, 1)  # learner threads hand large blocks to each other instead of hoarding them
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def allow_open_files(number: int = 1 << 16) -> int:
+    """Raise the limit of open files, of this process and its children to come, towards `number`; returns what it is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = min(limit for limit in (number, hard) if limit != resource.RLIM_INFINITY)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def has_fast_bfloat16() -> bool:

@@ -33,6 +33,7 @@ import numpy as np
 from beast.data import ArraySpec
 from beast.envs import EnvError
 from beast.shared import SharedArrays
+from beast.system import allow_open_files
 from beast.unrolls import StoreClosed
 
 PRELOAD = ["beast.orphan", "torch", "gymnasium", "cv2", "ale_py.vector_env", "beast.envs", "monobeast.actor"]
@@ -256,6 +257,7 @@ class Workers:
 
 def warm_up() -> None:
     """Start the fork server, if there is none, so that it imports torch while the parent does."""
+    allow_open_files()  # inherited, by it and by all workers
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     # Inherited, so that from the first moment on no child can die of them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)

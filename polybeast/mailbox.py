@@ -200,6 +200,7 @@ class Line:
             poll.register(line.fileno(), select.POLLIN)
         return bool(poll.poll(max(timeout, 0.0) * 1000))
 
-    def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
+    def __del__(self) -> None:
+        for fd in (getattr(self, "_read", None), getattr(self, "_write", None)):
+            if fd is not None:
+                os.close(fd)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_one_line, assert_own_traceback, rows, wait_until
+from conftest import assert_one_line, assert_own_traceback, wait_until
 
 from beast import checkpoint
 
@@ -315,26 +315,10 @@ def test_an_environment_that_raises_shows_its_own_traceback(train, tmp_path, whe
     assert done.err.count("Traceback") == 1
 
 
-def test_an_environment_that_raises_rarely_is_started_again(start, tmp_path):
-    """Every process raises after 30 steps; five restarts are too few for the run, but not for a message each."""
-    flags = write_env(tmp_path, "broken", step="raise LookupError('the map is lost')")
-    program = start(*flags, *SMALL, "--num_actor_processes", 1, "--max_restarts", 2, "--total_steps", 10**6).finish()
-    assert_own_traceback(program, "LookupError: the map is lost", "broken.py", "--max_restarts")
-    assert program.out.count("LookupError: the map is lost; ") == 2
-    assert "(1 of 2)" in program.out
-    assert "(2 of 2)" in program.out
-
-
 def test_an_environment_that_ends_its_process(start, tmp_path):
     flags = write_env(tmp_path, "leaver", step="import os; os._exit(0)")
     program = start(*flags, *SMALL, *PROCESSES).finish()
     assert_one_line(program, "actor process", "exit code 0")
-
-
-def test_an_environment_that_hangs(start, tmp_path):
-    flags = write_env(tmp_path, "hanging", step="import time; time.sleep(3600)")
-    program = start(*flags, *SMALL, *PROCESSES, "--actor_timeout", 10).finish()
-    assert_one_line(program, "actor process", "no sign of life for")
 
 
 def test_a_module_that_misses_another(call, tmp_path):
@@ -402,16 +386,6 @@ def test_actors_that_are_killed_before_they_did_anything(start, tmp_path):
     flags = write_env(tmp_path, "doomed", reset="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     program = start(*flags, *SMALL, "--num_actor_processes", 1, "--max_restarts", 2).finish()
     assert_one_line(program, "was killed by SIGKILL", "restarted 2 times already (--max_restarts)")
-
-
-def test_a_failed_run_saves_what_it_learned(start, tmp_path):
-    flags = write_env(tmp_path, "broken", step="if self.steps > 3000: raise LookupError('the map is lost')")
-    program = start(*flags, *SMALL, *PROCESSES, "--total_steps", 10**9, "--xpid", "r").finish()
-    assert_own_traceback(program, "LookupError: the map is lost")
-    run = tmp_path / "runs" / "r"
-    steps = checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
-    assert steps == rows(run)[-1]["step"] > 1_000
-    assert f"failed at step {steps:,}" in program.out
 
 
 def test_an_error_while_ctrl_c_is_handled_is_not_lost(start, tmp_path):

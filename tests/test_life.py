@@ -367,24 +367,6 @@ def test_kill_9_of_the_parent_leaves_nothing(start, moment):
     assert program.finish().code == -signal.SIGKILL
 
 
-def test_kill_9_of_actors_costs_unrolls_and_nothing_else(start, tmp_path):
-    program = start(*CATCH, *PROCESSES, *ENDLESS, "--xpid", "hurt", "--max_restarts", 100)
-    run = tmp_path / "runs" / "hurt"
-    program.wait_for("loss total")
-    for kills in (1, 2, 3):
-        victim = wait_until(lambda: len(program.workers()) == 2 and program.workers(), "two actor processes")[kills % 2]
-        victim.kill()
-        wait_until(lambda kills=kills: rows(run)[-1]["restarts"] == kills, f"restart {kills}")
-    before = rows(run)[-1]["step"]
-    wait_until(lambda: rows(run)[-1]["step"] > before + 10_000, "training that goes on")
-    program.check_no_named_memory()
-    program.send(signal.SIGINT)
-    assert program.finish().code == 130, program.story()
-    assert program.out.count("was killed by SIGKILL") == 3
-    assert program.out.count("unfinished unrolls discarded; restarting it") == 3
-    assert not program.err
-
-
 def test_kill_9_of_the_fork_server_costs_actors_and_nothing_else(start, tmp_path):
     program = start(*CATCH, *PROCESSES, *ENDLESS, "--xpid", "hurt")
     run = tmp_path / "runs" / "hurt"
@@ -469,22 +451,6 @@ def test_ctrl_c_in_a_terminal(start, tmp_path):
     assert b"stopped at step" in seen
     assert b"Traceback" not in seen
     assert load(run)["learner"]["steps"] > 0
-
-
-@pytest.mark.parametrize("limit", [64, 24])
-def test_few_file_descriptors_are_enough(start, limit):
-    """Some for each process, none for each tensor. Where they do not suffice, that is said."""
-    import resource
-
-    program = start(
-        *CATCH, *PROCESSES, "--use_lstm", "--total_steps", 4_000,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
-    ).finish()  # fmt: skip
-    if limit == 64:
-        assert program.code == 0, program.story()
-    else:
-        assert program.code == 1
-        assert "too many open files: raise the limit (ulimit -n)" in program.err.splitlines()[-1]
 
 
 def test_polybeast_lives_the_same_life(start, tmp_path):

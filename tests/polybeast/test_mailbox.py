@@ -68,7 +68,6 @@ def test_a_line_delivers_messages_in_order_and_times_out_when_there_are_none() -
     start = time.monotonic()
     assert line.receive(0.05) == []
     assert time.monotonic() - start >= 0.045
-    line.close()
 
 
 def _answer_all(requests: Line, answers: Line, count: int) -> None:
@@ -91,8 +90,6 @@ def test_messages_cross_processes_and_none_is_lost() -> None:
         got += answers.receive(0.5)
     child.join(10)
     assert [request.ticket for request in got] == list(range(500))
-    requests.close()
-    answers.close()
 
 
 def test_rows_can_be_copied_into_room_that_is_there_already() -> None:

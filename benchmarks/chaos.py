@@ -1,0 +1,165 @@
+"""A real run whose processes are killed at random: `python -m benchmarks.chaos [--minutes 30] [--every 10] [flags of run.py]`.
+
+With `--every 0` nothing is killed: a soak. Either way memory (PSS of all its processes), open files and threads of the
+learner's process and the step rate are watched; the slopes are those of straight lines through all but the first fifth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).parents[1]
+WATCHED = ("memory_mb", "open_files", "threads", "processes")
+RUN = ["--savedir", ".", "--xpid", "run", "--total_steps", str(10**9), "--max_restarts", str(10**6)]
+
+
+class Run:
+    """run.py as a process, and its family."""
+
+    def __init__(self, flags: list[str], folder: Path) -> None:
+        self.folder = folder / "run"
+        with open(folder / "errors.txt", "w") as errors:
+            command = [sys.executable, str(ROOT / "run.py"), *flags, *RUN]
+            self.process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors)
+        self.seen: set[psutil.Process] = set()
+
+    def workers(self) -> list[psutil.Process]:
+        """Actor processes, inference process, evaluator: the children of its fork server."""
+        return [worker for child in self.process.children() for worker in child.children()]
+
+    def sample(self) -> dict[str, float]:
+        """What is watched, now."""
+        family = [self.process, *self.process.children(recursive=True)]
+        self.seen |= set(family)
+        memory = 0
+        for process in family:
+            with suppress(psutil.Error):  # it may have just been killed
+                memory += process.memory_full_info().pss
+        values = memory / 1e6, self.process.num_fds(), self.process.num_threads(), len(family)
+        return dict(zip(WATCHED, map(float, values), strict=True))
+
+    def kill_one(self, chance: random.Random) -> tuple[str, float]:
+        """Kill a process at random; returns its kind, and the seconds until another is in its place."""
+        before = self.workers()
+        victim = chance.choice(before)
+        kind = re.sub(r"\W*\d*$", "", victim.name())
+        victim.kill()
+        began = time.monotonic()
+        while self.process.is_running() and (
+            len(now := self.workers()) < len(before) or {worker.pid for worker in now} == {p.pid for p in before}
+        ):
+            time.sleep(0.01)
+        return kind, time.monotonic() - began
+
+    def rows(self) -> list[dict[str, str]]:
+        """logs.csv."""
+        with suppress(FileNotFoundError), open(self.folder / "logs.csv", newline="") as file:
+            return list(csv.DictReader(file))
+        return []
+
+
+def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each watched value: mean, and change an hour along a straight line, without the first fifth."""
+    kept = samples[len(samples) // 5 :]
+    hours = np.array([sample["seconds"] for sample in kept]) / 3600
+    return {
+        name: {
+            "mean": float(np.mean([sample[name] for sample in kept])),
+            "change_per_hour": float(np.polyfit(hours, [sample[name] for sample in kept], 1)[0]),
+        }
+        for name in kept[0]
+        if name != "seconds"
+    }
+
+
+def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict[str, Any]:
+    """Let it run, kill, and look once a second; returns the figures."""
+    while not run.rows() and run.process.is_running():
+        time.sleep(0.1)
+    samples: list[dict[str, float]] = []
+    killed: Counter[str] = Counter()
+    downtime: list[float] = []
+    began = time.monotonic()
+    next_kill = began + every
+    while (now := time.monotonic()) < began + 60 * minutes and run.process.poll() is None:
+        samples.append({"seconds": now - began, **run.sample()})
+        if every and now >= next_kill:
+            kind, seconds = run.kill_one(chance)
+            killed[kind] += 1
+            downtime.append(seconds)
+            next_kill = now + every
+        time.sleep(1.0)
+    alive = run.process.poll() is None
+    stopped = time.monotonic()
+    if alive:
+        run.process.send_signal(signal.SIGINT)
+    code = run.process.wait(120)
+    told = (run.folder / "log.txt").read_text()
+    rates = [{"seconds": float(row["time"]), "steps_per_s": float(row["sps"])} for row in run.rows()]
+    last = run.rows()[-1]
+    return {
+        "minutes": (stopped - began) / 60,
+        "survived": alive,
+        "exit_code": code,
+        "seconds_to_stop": time.monotonic() - stopped,
+        "processes_left": sum(process.is_running() for process in run.seen),
+        "kills": dict(killed),
+        "kills_survived": sum(killed.values()),
+        "restarts_told": told.count("; restarting it ("),
+        "unrolls_discarded": sum(map(int, re.findall(r"(\d+) unfinished unrolls discarded", told))),
+        "seconds_lost": sum(downtime),
+        "seconds_lost_worst": max(downtime, default=0.0),
+        "steps": int(last["step"]),
+        "mean_episode_return": float(last["mean_episode_return"] or "nan"),
+        "skipped_updates": int(float(last["skipped_updates"])),
+        **slopes(samples),
+        **slopes(rates),
+    }
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between kills; 0: none")
+    parser.add_argument("--env", default="Catch-v0")
+    parser.add_argument("--trainer", default="monobeast")
+    parser.add_argument("--seed", type=int, default=1, help="of the kills")
+    parser.add_argument("--out", metavar="FILE.json")
+    values, flags = parser.parse_known_args()
+    flags = ["--env", values.env, "--trainer", values.trainer, "--eval_every", "100000", *flags]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(flags, Path(folder))
+        try:
+            figures = watch(run, values.minutes, values.every, random.Random(values.seed))
+            figures["errors"] = (Path(folder) / "errors.txt").read_text()
+            config = json.loads((run.folder / "config.json").read_text())
+        finally:
+            if run.process.poll() is None:
+                run.process.kill()
+    command = shlex.join(["python", "-m", "benchmarks.chaos", *sys.argv[1:]])
+    results = {"command": command, **{key: config[key] for key in ("git_commit", "machine", "versions")}, **figures}
+    print(json.dumps(results, indent=2))
+    if values.out:
+        Path(values.out).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
