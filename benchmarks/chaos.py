@@ -111,6 +111,8 @@ def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict
     if alive:
         run.process.send_signal(signal.SIGINT)
     code = run.process.wait(120)
+    took = time.monotonic() - stopped
+    time.sleep(2.0)  # the time that its children have to be gone
     told = (run.folder / "log.txt").read_text()
     rates = [{"seconds": float(row["time"]), "steps_per_s": float(row["sps"])} for row in run.rows()]
     last = run.rows()[-1]
@@ -118,8 +120,8 @@ def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict
         "minutes": (stopped - began) / 60,
         "survived": alive,
         "exit_code": code,
-        "seconds_to_stop": time.monotonic() - stopped,
-        "processes_left": sum(process.is_running() for process in run.seen),
+        "seconds_to_stop": took,
+        "processes_left": sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in run.seen),
         "kills": dict(killed),
         "kills_survived": sum(killed.values()),
         "restarts_told": told.count("; restarting it ("),

@@ -88,7 +88,8 @@ class EnvGroup:
         known.
 
         Raises:
-            EnvError: if an environment returns an observation of another shape or dtype than its space's.
+            EnvError: if an environment returns an observation of another shape or dtype than its space's, or a metric that
+                is no number.
         """
         observation, reward, terminated, truncated, infos = self.vector.step(self._distribution.to_env(actions))
         first = self._over
@@ -121,7 +122,12 @@ class EnvGroup:
         # Where only some environments have a key, the others hold 0 there and `_key` says which ones have it.
         has = {name: over & infos.get(f"_{name}", True) for name in self.metric_names}
         columns = [np.where(has[name], infos.get(name, np.nan), np.nan) for name in self.metric_names]
-        return np.stack(columns, axis=1).astype(np.float32)
+        try:
+            return np.stack(columns, axis=1).astype(np.float32)
+        except (TypeError, ValueError) as error:
+            raise EnvError(
+                f"the environment's info holds no number for one of metric_names ({error}): mend it"
+            ) from error
 
     def _checked(self, observation: Nested) -> Nested:
         def check(spec: ArraySpec, array: Array) -> Array:

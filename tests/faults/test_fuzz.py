@@ -1,0 +1,210 @@
+"""Random bad input: flags, environments, run folders. One clear line each time, or none needed; never a traceback of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from conftest import Outcome
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from beast import commands
+from beast.config import Config, ConfigError
+from beast.envs import EnvError
+from beast.envs.base import group_of
+from beast.policy import ModelError
+from beast.task import settle
+
+FUZZ = settings(
+    derandomize=True, database=None, deadline=None, max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+FIELDS = {field.name: field for group in Config.groups("impala").values() for field in dataclasses.fields(group)}
+WORDS = st.sampled_from(
+    ["", "0", "-1", "1", "2.5", "1e400", "nan", "inf", "none", "true", "[]", "{}", '{"a": 1}', "é", "-"]
+)
+
+
+def check_line(error: Exception) -> None:
+    assert len(str(error).splitlines()) == 1
+
+
+def check_status(end: SystemExit) -> None:
+    assert end.code == 2
+
+
+def check_raised(script: list[Any]) -> None:
+    assert "raise" in script
+
+
+# -- flags ------------------------------------------------------------------------------------------------------------
+
+
+@FUZZ
+@given(st.lists(st.tuples(st.sampled_from(sorted(FIELDS)), WORDS | st.text(max_size=8)), max_size=4))
+def test_any_text_for_any_flag(pairs):
+    """It is parsed and all is checked, or it is refused with one line."""
+    arguments = [part for name, text in pairs for part in (f"--{name}={text}",)]
+    try:
+        Config.from_flat(commands._train_values(arguments) | {"algorithm": "impala", "num_buffers": None})
+    except SystemExit as end:
+        check_status(end)
+    except ConfigError as error:
+        check_line(error)
+
+
+@st.composite
+def flag_values(draw: Any) -> dict[str, Any]:
+    """Of the right type, of any size that costs no memory."""
+    values = {}
+    for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=5, unique=True)):
+        hint = str(typing.get_type_hints(owner(name))[name])
+        if "bool" in hint:
+            values[name] = draw(st.booleans())
+        elif "int" in hint:
+            values[name] = draw(st.integers(-2, 70))
+        elif "float" in hint:
+            values[name] = draw(st.floats(allow_nan=False) | st.sampled_from([0.0, -1.0, 0.5]))
+        elif "dict" in hint:
+            values[name] = draw(st.dictionaries(st.text(max_size=5), st.integers() | st.none(), max_size=2))
+        else:
+            values[name] = draw(
+                st.sampled_from(["mlp", "impala", "auto", "tf", "classic", "none"]) | st.text(max_size=6)
+            )
+    return values
+
+
+def owner(name: str) -> type:
+    return next(g for g in Config.groups("impala").values() if name in {f.name for f in dataclasses.fields(g)})
+
+
+@FUZZ
+@given(flag_values())
+def test_any_values_settle_or_are_refused_in_one_line(values):
+    try:
+        config, _ = settle({"env": "Catch-v0", "device": "cpu"} | values)
+    except (ConfigError, EnvError, ModelError) as error:
+        check_line(error)
+    else:
+        assert Config.from_flat(json.loads(json.dumps(config.flat()))) == config  # what a checkpoint hands on
+
+
+# -- environments -----------------------------------------------------------------------------------------------------
+
+SPACE = gymnasium.spaces.Dict(
+    image=gymnasium.spaces.Box(0, 255, (2, 3), np.uint8),
+    speed=gymnasium.spaces.Box(-1, 1, (2,), np.float32),
+    kind=gymnasium.spaces.Discrete(4),
+)
+GOOD = {"image": np.zeros((2, 3), np.uint8), "speed": np.zeros(2, np.float32), "kind": 1}
+LEAVES = st.sampled_from(
+    [None, "text", 3, 3.5, np.nan, [1.0, 2.0], np.zeros((2, 3)), np.zeros(2, np.float32), np.full(2, np.inf, np.float32),
+     np.zeros((2, 3), np.uint8), np.full(2, 7.0, np.float32), np.zeros(0), object(), {"a": 1}, np.int8(2), True]
+)  # fmt: skip
+OBSERVATIONS = (
+    st.just(GOOD) | st.dictionaries(st.sampled_from([*GOOD, "more"]), LEAVES).map(lambda d: GOOD | d) | LEAVES
+)
+STEPS = st.tuples(
+    OBSERVATIONS,
+    st.sampled_from([0.0, 1, np.nan, np.inf, 1e300, np.float64(2), True]),  # the reward
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([{}, {"score": 3}, {"score": None}, {"score": "high"}, {"score": np.nan}, {"other": [1]}]),
+)
+
+
+class Scripted(gymnasium.Env[Any, Any]):
+    """Answers what it was told to, or raises."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    metric_names = ("score",)
+    observation_space, action_space = SPACE, gymnasium.spaces.Discrete(2)
+
+    def __init__(self, script: list[Any]) -> None:
+        self._script = iter(script)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return GOOD, {}
+
+    def step(self, action: Any) -> Any:
+        answer = next(self._script, "end")
+        if answer == "raise":
+            raise LookupError("the map is lost")
+        return (GOOD, 0.0, False, False, {}) if answer == "end" else answer
+
+
+@FUZZ
+@given(st.lists(STEPS | st.just("raise"), max_size=4))
+def test_whatever_an_environment_answers_is_whole_or_an_error_of_its_own(script):
+    """Rows of exactly the announced shapes and dtypes, whatever numbers are in them; else one line, or its own exception."""
+    group = group_of([lambda: Scripted(script), lambda: Scripted([])], [0, 1])
+    group.reset()
+    for _ in range(len(script) + 1):
+        try:
+            env = group.step(np.array([0, 1]))
+        except EnvError as error:
+            check_line(error)
+            break
+        except LookupError:
+            check_raised(script)
+            break
+        assert env.observation["image"].shape == (2, 2, 3)
+        assert (env.observation["speed"].dtype, env.reward.dtype) == (np.float32, np.float32)
+        assert (env.metrics.shape, env.metrics.dtype) == ((2, 1), np.float32)
+        assert not np.isinf(env.episode_return).any()
+        assert not (env.terminated & env.truncated).any()
+
+
+# -- run folders ------------------------------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, at: float, how: str) -> bytes:
+    place = int(at * len(data))
+    return {
+        "cut": data[:place],
+        "zeros": data[:place] + b"\0" * (len(data) - place),
+        "swap": data[:place] + b'"},[\xff\n' + data[place + 5 :],
+        "twice": data + data[place:],
+        "nothing": b"",
+    }[how]
+
+
+HOW = st.sampled_from(["cut", "zeros", "swap", "twice", "nothing"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "logs.csv", "log.txt"])
+def test_a_damaged_run_folder_is_named_or_does_not_matter(call, tmp_path, name):
+    """And the checkpoint is there after it in any case."""
+    flags = ["--num_actor_processes", 0, "--num_actors", 2, "--batch_size", 2]
+    assert call("--env", "Catch-v0", *flags, "--xpid", "r", "--total_steps", 80, "--report_every", 0.001).code == 0
+    run = tmp_path / "runs" / "r"
+    good = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    checkpoints = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+
+    @settings(FUZZ, max_examples=12)
+    @given(st.floats(0.0, 1.0), HOW)
+    def check(at: float, how: str) -> None:
+        for path, data in good.items():
+            path.write_bytes(damaged(data, at, how) if path.name == name else data)
+        done: Outcome = call("--resume", "r", "--total_steps", 120, *flags[:2])
+        if done.code:
+            assert name == "config.json"
+            assert done.err.count("\n") == 1
+            assert "config.json is damaged" in done.err
+        else:
+            assert not done.err
+            assert "finished at step 120" in done.out
+        for path, data in checkpoints.items():
+            assert path.name == "latest.pt" or path.read_bytes() == data
+        (run / "checkpoints" / "step_000000000120.pt").unlink(missing_ok=True)
+        latest = run / "checkpoints" / "latest.pt"
+        latest.unlink()
+        latest.symlink_to("step_000000000080.pt")
+
+    check()
