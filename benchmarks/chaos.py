@@ -68,6 +68,14 @@ class Run:
             time.sleep(0.01)
         return kind, time.monotonic() - began
 
+    def left(self) -> int:
+        """How many of all that were ever seen still live."""
+        count = 0
+        for process in self.seen:
+            with suppress(psutil.Error):
+                count += process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return count
+
     def rows(self) -> list[dict[str, str]]:
         """logs.csv."""
         with suppress(FileNotFoundError), open(self.folder / "logs.csv", newline="") as file:
@@ -112,7 +120,9 @@ def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict
         run.process.send_signal(signal.SIGINT)
     code = run.process.wait(120)
     took = time.monotonic() - stopped
-    time.sleep(2.0)  # the time that its children have to be gone
+    while run.left() and time.monotonic() < stopped + took + 10.0:
+        time.sleep(0.1)
+    gone = time.monotonic() - stopped - took
     told = (run.folder / "log.txt").read_text()
     rates = [{"seconds": float(row["time"]), "steps_per_s": float(row["sps"])} for row in run.rows()]
     last = run.rows()[-1]
@@ -121,7 +131,8 @@ def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict
         "survived": alive,
         "exit_code": code,
         "seconds_to_stop": took,
-        "processes_left": sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in run.seen),
+        "seconds_until_all_gone": gone,
+        "processes_left": run.left(),
         "kills": dict(killed),
         "kills_survived": sum(killed.values()),
         "restarts_told": told.count("; restarting it ("),
