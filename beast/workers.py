@@ -262,9 +262,7 @@ def warm_up() -> None:
     # Inherited, so that from the first moment on no child can die of them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
     path = os.environ.get("PYTHONPATH")
-    root = str(
-        Path(__file__).parents[1]
-    )  # so that it imports this package, not another one that happens to be installed
+    root = str(Path(__file__).parents[1])  # so that it imports this package, not another one of its name
     os.environ["PYTHONPATH"] = root if path is None else root + os.pathsep + path
     os.environ["BEAST_PARENT"] = str(os.getpid())  # for orphan.py
     try:
