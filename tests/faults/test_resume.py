@@ -328,7 +328,7 @@ def test_a_run_killed_ten_times_learns_what_an_unbroken_one_learns(start, job, t
     rng = random.Random(trainer)
     command = [
         "--env", "Catch-v0", "--trainer", trainer, "--num_actor_processes", 2, "--total_steps", 300_000,
-        "--learning_rate", 1e-3, "--report_every", 0.5, "--checkpoint_every", 0.002, *AUTO,
+        "--report_every", 0.5, "--checkpoint_every", 0.002, *AUTO,
     ]  # fmt: skip
     reached = 0
     for _ in range(10):
