@@ -38,7 +38,7 @@ def test_few_open_files_are_enough(start, flags):
 
 @pytest.mark.parametrize("limit", [59, 24])
 def test_too_few_open_files_are_named_before_anything_is_written(start, tmp_path, limit):
-    program = start(*CATCH, *ENDLESS, preexec_fn=limit_files(limit, limit)).finish(tidy=False)
+    program = start(*CATCH, *ENDLESS, preexec_fn=limit_files(limit, limit)).finish()
     assert_one_line(program, "open files", "ulimit -n", "--num_actor_processes")
     assert not (tmp_path / "runs").exists()
 
@@ -51,7 +51,7 @@ def test_two_runs_do_not_disturb_each_other(start, tmp_path):
         program.wait_for("loss total")
         program.check_no_named_memory()
     one.process.kill()
-    one.finish(tidy=False)
+    one.finish()
     run = tmp_path / "runs" / "other"
     before = rows(run)[-1]["step"]
     wait_until(lambda: rows(run)[-1]["step"] > before + 2_000, "the other that goes on")
