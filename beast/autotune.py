@@ -179,7 +179,9 @@ class Search:
         else:
             whole = figures["whole"]
             point.sps, point.pss_mb, point.policy_lag = whole["sps"], whole["pss_mb"], whole["policy_lag"]["mean"]
-            found = figures["flags"] | {"precision": figures["dtype"]}
+            found = figures["flags"] | {
+                "precision": figures["dtype"], "num_learner_threads": figures["learner_threads"],
+            }  # fmt: skip
             found["num_actor_processes"] = Config.from_flat(figures["flags"]).actors.processes
             point.settings = {name: found[name] for name in DIMENSIONS}
         self._longest = max(self._longest, time.monotonic() - began)

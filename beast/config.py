@@ -97,8 +97,8 @@ class LearnerConfig:
     """agent steps to learn from; the learning rate falls to 0 there"""
     batch_size: int = 32
     """unrolls a batch (B)"""
-    num_learner_threads: int = 2
-    """one assembles the next batch while another learns"""
+    num_learner_threads: int | None = None
+    """one learns while the others assemble batches (default: 2 with a GPU, 1 without)"""
     device: str = "auto"
     """of the learner: auto, cpu, cuda, cuda:1, ..."""
     precision: str = "auto"

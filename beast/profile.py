@@ -91,6 +91,7 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
         "git_commit": git_commit(),
         "device": str(task.device),
         "dtype": str(task.dtype).removeprefix("torch."),
+        "learner_threads": trainer.learner_threads,
         "whole": whole,
     }
     if trace and what.trace:

@@ -107,6 +107,11 @@ class Trainer:
             return 1
         return max(1, usable_cores() // 2)
 
+    @property
+    def learner_threads(self) -> int:
+        """On a CPU a batch is made in no time, and working memory of its own for each thread only fills the caches."""
+        return self.config.learner.num_learner_threads or (1 if self.task.device.type == "cpu" else 2)
+
     # -- who fills the store --------------------------------------------------------------------------------------------
 
     def add_worker(
@@ -222,7 +227,7 @@ class Trainer:
         if self._serial is not None:
             self._learn_all()  # what was not learned from when the run was stopped
         else:
-            for i in range(self.config.learner.num_learner_threads):
+            for i in range(self.learner_threads):
                 self.start_thread(f"learner-{i}", self._learn)
         run = self.config.run
         next_report = time.monotonic() + run.report_every
