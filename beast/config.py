@@ -115,8 +115,8 @@ class LearnerConfig:
 class InferenceConfig:
     """Inference (PolyBeast)"""
 
-    inference: str = "thread"
-    """thread: beside the learner; process: on its own"""
+    inference: str = "process"
+    """process: on its own; thread: beside the learner"""
     inference_min_batch: int = 1
     """environments that must wait before a forward runs"""
     inference_max_batch: int | None = None

@@ -46,6 +46,14 @@ def allow_open_files(number: int = 1 << 16) -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
+def use_compute_threads(number: int) -> None:
+    """How many threads PyTorch computes with for the calling thread; others keep theirs."""
+    import torch
+
+    torch.get_num_threads()  # else the thread's first operation would set it to what any thread asked for last
+    torch.set_num_threads(number)
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
     try:

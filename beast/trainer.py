@@ -22,7 +22,7 @@ from beast.finite import SkippedUpdates
 from beast.learner import Learner
 from beast.replay import Past, SerialActors
 from beast.reports import Reports
-from beast.system import keep_freed_memory, usable_cores
+from beast.system import keep_freed_memory, usable_cores, use_compute_threads
 from beast.task import Task
 from beast.trace import Clock
 from beast.unrolls import UnrollStore, UnrollWriter, WorkerPort
@@ -32,6 +32,7 @@ from beast.workers import Board, Worker, WorkerError, Workers
 STOP_DEADLINE = 5.0  # seconds that workers have to leave
 LEARNER_STAGES = ("wait", "batch", "copy", "learn", "publish")
 _SAME_PAST = ("num_actors", "unroll_length", "batch_size", "seed")  # flags without which serial actors cannot go on
+BEHIND = 10  # updates; then it is the learner that limits the speed, and it gets more of the machine
 DOUBLE_SIGNAL = 0.5  # seconds within which a second signal is the same one
 
 
@@ -53,7 +54,7 @@ class Trainer:
         self.resumes = int(state["resumes"]) + 1 if state else 0
         keep_freed_memory()
         torch.manual_seed(config.run.seed)
-        torch.set_num_threads(self._compute_threads())
+        use_compute_threads(self._compute_threads())
 
         model = task.model.build()
         spec = task.model.unroll_spec(model, task.observation, task.metric_names)
@@ -102,7 +103,7 @@ class Trainer:
         self._asked_to_save = False
 
     def _compute_threads(self) -> int:
-        """On a CPU the learner needs about half of the machine; on two cores that is one, more only fight the actors."""
+        """On a CPU half of the machine is about the learner's share, until it turns out that it needs more."""
         if self.config.actors.serial or self.task.device.type != "cpu":
             return 1
         return max(1, usable_cores() // 2)
@@ -255,8 +256,15 @@ class Trainer:
         return self._asked_to_stop or self.learner.steps >= self.config.learner.total_steps
 
     def _learn(self) -> None:
+        threads = self._compute_threads()
+        use_compute_threads(threads)
+        behind = 0  # updates in a row after which a whole batch waited already
         while not self._stopping and self.learner.steps < self.config.learner.total_steps:
-            self.learn_once(timeout=0.2)
+            if not self.learn_once(timeout=0.2):
+                continue
+            behind = behind + 1 if self.store.fill()["full"] >= self.config.learner.batch_size else 0
+            if behind == BEHIND and self.task.device.type == "cpu":
+                use_compute_threads(min(2 * threads, usable_cores()))  # actors only wait meanwhile
 
     def learn_once(self, timeout: float) -> bool:
         """Wait for a batch, learn from it, publish; False if none came in time. Safe from several threads."""

@@ -7,7 +7,7 @@ import torch
 from beast.actors import ActorArguments, ActorGroup, Stopwatch
 from beast.data import Array, Nested
 from beast.policy import Policy
-from beast.system import keep_freed_memory
+from beast.system import keep_freed_memory, use_compute_threads
 from beast.unrolls import UnrollWriter, WorkerPort
 from beast.weights import Weights
 from beast.workers import Context
@@ -55,7 +55,7 @@ def run(
     context: Context, ports: list[WorkerPort], arguments: ActorArguments, dtype: torch.dtype, weights: Weights
 ) -> None:
     """The body of an actor process: unroll after unroll, until told to stop."""
-    torch.set_num_threads(1)  # the environment variable would come too late: torch is imported already
+    use_compute_threads(1)  # the environment variable would come too late: torch is imported already
     keep_freed_memory()
     (port,) = ports
     actors = Actors(arguments, dtype, weights, port.writer, context)

@@ -1,6 +1,6 @@
 """The environment worker: steps environments and writes unrolls; it never sees a model.
 
-Its environments form two groups: while one waits for its actions, the other steps.
+Its environments may form two groups: while one waits for its actions, the other steps.
 """
 
 from __future__ import annotations
@@ -8,11 +8,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import torch
-
 from beast.actors import ActorArguments, ActorGroup, Stopwatch
 from beast.data import Array
-from beast.system import keep_freed_memory
+from beast.system import keep_freed_memory, use_compute_threads
 from beast.unrolls import UnrollWriter, WorkerPort
 from beast.workers import Context
 from polybeast.mailbox import Line, Mailbox, Request
@@ -90,7 +88,7 @@ def run(
         groups: the groups' numbers.
         arguments: one a group.
     """
-    torch.set_num_threads(1)
+    use_compute_threads(1)
     keep_freed_memory()
     actors = {
         group: RemoteActors(group, a, mailbox, port.writer, context)

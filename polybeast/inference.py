@@ -14,7 +14,7 @@ from beast.actors import Timer
 from beast.data import Array, ArraySpec, Nested, flatten, map_nested
 from beast.policy import ModelChoice, Policy
 from beast.shared import SharedArrays
-from beast.system import keep_freed_memory
+from beast.system import keep_freed_memory, use_compute_threads
 from beast.weights import Weights
 from beast.workers import Context
 from polybeast.batcher import Batcher, Waiting
@@ -211,7 +211,7 @@ class Inference:
 
 def run(context: Context, _ports: list[Any], arguments: InferenceArguments) -> None:
     """The body of an inference process."""
-    torch.set_num_threads(1)
+    use_compute_threads(1)
     keep_freed_memory()
     inference = Inference(arguments, context)
     context.beat(1)

@@ -8,6 +8,7 @@ import torch
 
 from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
 from beast.data import Array, Nested
+from beast.system import use_compute_threads
 from beast.trainer import Trainer
 from beast.unrolls import UnrollWriter, WorkerPort
 from polybeast import env_worker, inference
@@ -15,15 +16,13 @@ from polybeast.env_worker import Lines, RemoteActors, places_of
 from polybeast.inference import Inference, InferenceArguments, Statistics
 from polybeast.mailbox import Line, Mailbox
 
-GROUPS = 2  # of a worker's environments: one steps while the other's forward runs
-
 
 def host(trainer: Trainer) -> None:
     """Add environment workers and inference to a run."""
     config, task = trainer.config, trainer.task
     everyone = tuple(range(config.actors.num_actors))
     hosted = [everyone] if config.actors.serial else spread(config.actors.num_actors, config.actors.processes)
-    groups_of = [_halves(actors, 1 if config.actors.serial else GROUPS) for actors in hosted]
+    groups_of = [_parts(actors, _groups(len(hosted), trainer)) for actors in hosted]
     all_groups = [(worker, group) for worker, groups in enumerate(groups_of) for group in groups]
     mailbox = Mailbox(trainer.store.spec, task.model.distribution().noise_size, config.actors.num_actors)
     serving = InferenceArguments(
@@ -82,7 +81,7 @@ def host(trainer: Trainer) -> None:
         served = Inference(serving, trainer.clock)
 
         def serve() -> None:
-            torch.set_num_threads(1)  # of this thread
+            use_compute_threads(1)
             # On a GPU, a stream of its own: forwards do not queue behind the learner's kernels.
             stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None  # type: ignore[no-untyped-call]
             with torch.cuda.stream(stream):
@@ -91,7 +90,16 @@ def host(trainer: Trainer) -> None:
         trainer.start_thread("inference", serve)
 
 
-def _halves(actors: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
+def _groups(workers: int, trainer: Trainer) -> int:
+    """Into how many a worker's environments are split: of two, one steps while the other's forward runs.
+
+    Where forwards run on the cores that workers step on, another worker does as well, and larger batches are worth more.
+    """
+    alone = workers == 1 and not trainer.config.actors.serial
+    return 2 if alone or trainer.task.device.type != "cpu" else 1
+
+
+def _parts(actors: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
     """Actors that follow each other, in groups as even as can be."""
     return [tuple(actors[i] for i in part) for part in spread(len(actors), min(parts, len(actors)))]
 
