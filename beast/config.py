@@ -161,9 +161,9 @@ class RunConfig:
     report_every: float = 5.0
     """seconds between rows of logs.csv"""
     max_restarts: int = 5
-    """of one actor process within 10 minutes before the run gives up"""
+    """of one process within 10 minutes before the run gives up"""
     actor_timeout: float = 300.0
-    """seconds without a step after which an actor process counts as hung and is replaced"""
+    """seconds without a sign of life after which a process counts as hung and is replaced"""
     max_skipped_updates: int = 10
     """in a row, for NaN or infinity in loss, gradient, observation or reward, before the run gives up"""
 

@@ -195,7 +195,7 @@ class Learner:
         """The batch as models and losses know it: stacks rebuilt from frames."""
         batch = staged.batch
         if staged.ready is not None:
-            stream = torch.cuda.current_stream()
+            stream = torch.cuda.current_stream(self.device)
             stream.wait_event(staged.ready)
             for tensor in flatten(tuple(batch)):
                 tensor.record_stream(stream)  # the allocator must not reuse it before this stream is done with it

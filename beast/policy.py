@@ -1,4 +1,4 @@
-"""The policy as actors use it: a model on the CPU whose weights come from shared memory."""
+"""The policy as actors use it: a model whose weights come from shared memory."""
 
 from __future__ import annotations
 

@@ -389,7 +389,9 @@ class Trainer:
                 self.workers.kill()
                 os._exit(128 + number)
             self._signal = number
-            self.stop()
+            # Not stop(): it takes a lock, which this very thread may hold. The loop looks ten times a second.
+            self._asked_to_stop = True
+            self.board.stop()
 
         def save(number: int, _: Any) -> None:
             self._asked_to_save = True

@@ -331,6 +331,7 @@ class UnrollStore:
     def fill(self) -> dict[str, int]:
         """How many slots are free, with workers, full."""
         with self._lock:
+            self._collect_full()
             held = sum(len(slots) for slots in self._held.values())
             return {"free": len(self._free), "held": held, "full": len(self._full)}
 

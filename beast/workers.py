@@ -40,6 +40,7 @@ PRELOAD = ["beast.orphan", "torch", "gymnasium", "cv2", "ale_py.vector_env", "be
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # what reaches a group, and is not for its children
 NICENESS = 10  # of workers, so that on a full machine the learner never waits for a core
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_socket: int | None = None  # the fork server's, once it has no name any more
 _LOST = 255  # the exit code that multiprocessing reports once the fork server was killed
 
 
@@ -167,15 +168,15 @@ class Workers:
         worker.started = self.board.arrays["heartbeat"][worker.index] = time.monotonic()
         arguments = worker.make_arguments(worker.count)
         warm_up()  # again if it was killed
-        worker.process = multiprocessing.get_context("forkserver").Process(
+        process = multiprocessing.get_context("forkserver").Process(
             target=_main,
             args=(worker.name, worker.target, self.context(worker.index), arguments, sender),
             name=worker.name,
             daemon=True,
         )
-        worker.process.start()
+        process.start()
+        worker.process, worker.errors = process, receiver
         sender.close()  # so that the receiver sees the end when the child is gone
-        worker.errors = receiver
 
     def check(self) -> None:
         """Notice dead and hung processes, and replace them.
@@ -192,6 +193,8 @@ class Workers:
                     self._replace(worker, f"gave no sign of life for {silent:.0f} s", "")
             else:
                 cause, details = self._cause(worker)
+                if self.board.arrays["stop"][0]:
+                    return  # they leave because they were asked to
                 self._replace(worker, cause, details)
 
     def _cause(self, worker: Worker) -> tuple[str, str]:
@@ -291,7 +294,11 @@ def _unlink_socket() -> None:
     remove = [f for f in finalizers.values() if os.path.dirname(address) in (getattr(f, "_args", None) or ())]
     if len(remove) != 1 or os.listdir(os.path.dirname(address)) != [os.path.basename(address)]:
         return
-    path = f"/proc/self/fd/{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
+    global _socket
+    if _socket is not None:
+        os.close(_socket)  # of a fork server before this one
+    _socket = os.open(address, os.O_PATH | os.O_CLOEXEC)
+    path = f"/proc/self/fd/{_socket}"
     if os.path.exists(path):
         server._forkserver_address = path
         remove[0]()  # the folder's, early: it notes that there is none any more

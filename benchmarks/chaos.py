@@ -62,7 +62,7 @@ class Run:
         kind = re.sub(r"\W*\d*$", "", victim.name())
         victim.kill()
         began = time.monotonic()
-        while self.process.is_running() and (
+        while self.process.poll() is None and (
             len(now := self.workers()) < len(before) or {worker.pid for worker in now} == {p.pid for p in before}
         ):
             time.sleep(0.01)
@@ -99,7 +99,7 @@ def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict[str, Any]:
     """Let it run, kill, and look once a second; returns the figures."""
-    while not run.rows() and run.process.is_running():
+    while not run.rows() and run.process.poll() is None:
         time.sleep(0.1)
     samples: list[dict[str, float]] = []
     killed: Counter[str] = Counter()

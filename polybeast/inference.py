@@ -126,14 +126,14 @@ class Inference:
     def serve(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
         """Answer until told to stop."""
         batcher = self._batcher
-        patience: float | None = None
         while not stopping():
-            self._receive(0.2 if patience is None else patience)
             beat()
-            while batch := batcher.next_batch(time.monotonic(), lambda group: id(self._acting[group])):
+            if batch := batcher.next_batch(time.monotonic(), lambda group: id(self._acting[group])):
                 self._answer(batch)
                 self._receive(0.0)
+                continue
             patience = batcher.patience(time.monotonic())
+            self._receive(0.2 if patience is None else patience)
 
     def _receive(self, timeout: float) -> None:
         for request in self._a.requests.receive(timeout):

@@ -16,6 +16,10 @@ from polybeast.env_worker import Lines, RemoteActors, places_of
 from polybeast.inference import Inference, InferenceArguments, Statistics
 from polybeast.mailbox import Line, Mailbox
 
+MOST_WORKERS = (
+    100  # of an inference process: it is handed both ends of each one's pipe, and multiprocessing hands over 256
+)
+
 
 def host(trainer: Trainer) -> None:
     """Add environment workers and inference to a run."""
@@ -75,7 +79,11 @@ def host(trainer: Trainer) -> None:
 
         trainer.add_worker(f"env worker {worker}", env_worker.run, [len(g) for g in groups], make_arguments)
 
-    if config.inference.inference == "process":
+    in_process = config.inference.inference == "process"
+    if in_process and len(groups_of) > MOST_WORKERS:
+        trainer.reports.tell(f"inference runs in a thread: a process can serve {MOST_WORKERS} workers at most")
+        in_process = False
+    if in_process:
         trainer.add_worker("inference process", inference.run, [], lambda ports, _: (ports, serving))
     else:
         served = Inference(serving, trainer.clock)
@@ -95,8 +103,9 @@ def _groups(workers: int, trainer: Trainer) -> int:
 
     Where forwards run on the cores that workers step on, another worker does as well, and larger batches are worth more.
     """
-    alone = workers == 1 and not trainer.config.actors.serial
-    return 2 if alone or trainer.task.device.type != "cpu" else 1
+    if trainer.config.actors.serial:
+        return 1
+    return 2 if workers == 1 or trainer.task.device.type != "cpu" else 1
 
 
 def _parts(actors: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:

@@ -126,6 +126,14 @@ def test_whole_runs_on_the_gpu_learn_catch(start, tmp_path, trainer: str, use_ls
     assert rows(tmp_path / "runs" / "catch")[-1]["mean_episode_return"] > 0.8
 
 
+def test_both_beasts_act_for_all_actors_in_serial_mode(start, tmp_path) -> None:
+    for trainer in ("monobeast", "polybeast"):
+        flags = ["--env", "Catch-v0", "--trainer", trainer, "--device", "cuda", "--num_actor_processes", 0]
+        program = start(*flags, "--total_steps", 100_000, "--report_every", 1, "--xpid", trainer).finish()
+        assert program.code == 0, program.story()
+        assert rows(tmp_path / "runs" / trainer)[-1]["mean_episode_return"] > 0.5
+
+
 @pytest.mark.parametrize("inference", ["thread", "process"])
 def test_inference_on_the_gpu_in_a_thread_and_in_a_process(start, inference: str) -> None:
     flags = ["--env", "PongNoFrameskip-v4", "--trainer", "polybeast", "--device", "cuda", "--inference", inference]

@@ -1,0 +1,48 @@
+"""Inference under load, and how many groups workers have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from polybeast.batcher import Batcher
+from polybeast.inference import Inference
+from polybeast.mailbox import Request
+from polybeast.train import _groups
+
+
+def test_whoever_always_has_work_still_gives_signs_of_life_and_sees_the_stop() -> None:
+    """Two groups, of which one always waits: as with a network that is slower than the environments."""
+    served: list[Request] = []
+    beats = 0
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+
+    def receive(timeout: float) -> None:
+        inference._batcher.add(Request(len(served) % 2, len(served)), now=0.0)
+
+    inference: Any = object.__new__(Inference)
+    inference._batcher = Batcher({0: 1, 1: 1}, 1, 1, 1.0)
+    inference._acting = {0: None, 1: None}
+    inference._receive = receive
+    inference._answer = lambda batch: served.extend(waiting.request for waiting in batch)
+    inference.serve(lambda: len(served) >= 1_000, beat)
+    assert len(served) == 1_000
+    assert beats >= 1_000
+
+
+@pytest.mark.parametrize(
+    ("serial", "workers", "device", "groups"),
+    [(True, 1, "cpu", 1), (True, 1, "cuda", 1), (False, 1, "cpu", 2), (False, 2, "cpu", 1), (False, 16, "cuda", 2)],
+)
+def test_workers_have_two_groups_where_one_can_step_beside_the_others_forward(
+    serial: bool, workers: int, device: str, groups: int
+) -> None:
+    actors, task = SimpleNamespace(serial=serial), SimpleNamespace(device=torch.device(device))
+    trainer: Any = SimpleNamespace(config=SimpleNamespace(actors=actors), task=task)
+    assert _groups(workers, trainer) == groups
