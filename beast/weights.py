@@ -62,12 +62,13 @@ class Weights:
         Raises:
             FloatingPointError: if it is not all finite; readers keep the version before it.
         """
-        self._begun[0] = version
-        copy = self._copies[version % 2].copy_(flat)
-        if not all_finite([copy]):  # here, on the CPU, where nothing more has to be waited for
+        flat = flat.cpu()  # waits for a GPU, this once
+        if not all_finite([flat]):
             raise FloatingPointError(
                 f"the weights of update {version} are infinite or NaN: try a lower --learning_rate"
             )
+        self._begun[0] = version
+        self._copies[version % 2].copy_(flat)
         self._announced[0] = version
 
     def read(self, out: torch.Tensor) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,9 @@ def main() -> None:
         results.append({"trainer": trainer, "task": name, "sps": sps, "median": median, "loss": 1 - median / even})
         print(f"{trainer}  {name:<24} {median:>7,.0f} SPS   loses {100 * (1 - median / even):5.1f} %")
     if values.json:
-        figures = {"machine": machine(), "git_commit": git_commit(), "command": sys.argv[1:], "results": results}
+        own = ["--seconds", f"{values.seconds:g}", "--rounds", str(values.rounds), *flags]
+        command = shlex.join(["python", "-m", "benchmarks.slow_environments", *own])
+        figures = {"machine": machine(), "git_commit": git_commit(), "command": command, "results": results}
         Path(values.json).write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -24,7 +24,8 @@ def machine(monkeypatch):
             ran.append(dict(values))
             flags = Config.from_flat(values).flat()
             whole = {"sps": speed(flags), "pss_mb": 1.0, "policy_lag": {"mean": 0.5}}
-            return {"flags": flags, "dtype": flags["precision"].replace("auto", "bfloat16"), "whole": whole}
+            dtype, threads = flags["precision"].replace("auto", "bfloat16"), flags["num_learner_threads"] or 2
+            return {"flags": flags, "dtype": dtype, "learner_threads": threads, "whole": whole}
 
         monkeypatch.setattr(autotune, "profile_of", profile_of)
         return ran

@@ -51,7 +51,19 @@ def stages(blocks):
 
 @pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
 def test_profile_prints_and_writes_speed_parts_bound_and_trace(start, tmp_path, trainer):
-    flags = [*QUICK, "--trainer", trainer, "--json", "profile.json", "--trace", "trace.json"]
+    flags = [
+        *QUICK,
+        "--trainer",
+        trainer,
+        "--inference",
+        "thread",
+        "--num_learner_threads",
+        2,
+        "--json",
+        "profile.json",
+        "--trace",
+        "trace.json",
+    ]
     done = start("profile", *flags, "--num_actor_processes", 2).finish()
     assert "efficiency" in done.out
     figures, threads = profiled(done, tmp_path)

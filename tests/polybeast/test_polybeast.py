@@ -44,7 +44,7 @@ def test_weights_that_change_inside_an_unroll_are_another_policy_but_still_one_r
 @pytest.mark.parametrize("inference", ["thread", "process"])
 def test_workers_and_inference_learn_catch(inference: str) -> None:
     run = train(
-        "polybeast", num_actors=16, num_actor_processes=2, total_steps=120_000, inference=inference, batch_size=16
+        "polybeast", num_actors=16, num_actor_processes=2, total_steps=250_000, inference=inference, batch_size=16
     )
     row = run.reports.report(step=run.learner.steps, updates=run.learner.updates, learning_rate=0.0, stages={})
     assert row["mean_episode_return"] > 0.8
