@@ -44,9 +44,7 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     folder = folder_of(run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:012d}.pt"
-    data = io.BytesIO()  # in memory first: PyTorch's own writer turns a full disk into "unexpected pos 193408"
-    torch.save(state, data)
-    write_atomically(path, lambda file: file.write(data.getbuffer()))
+    write_tensors(path, state)
     link = folder / f".{LATEST}.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
@@ -171,6 +169,17 @@ def write_atomically(path: Path, write: Any) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """Atomically, as PyTorch saves.
+
+    Raises:
+        OSError: if it cannot be written; `path` is then as it was.
+    """
+    data = io.BytesIO()  # in memory first: PyTorch's own writer turns a full disk into "unexpected pos 193408"
+    torch.save(value, data)
+    write_atomically(path, lambda file: file.write(data.getbuffer()))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -37,9 +37,8 @@ def run(command: str, arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(commands)}"
         return _fail(f"unknown command {command!r}; {hint}", 2)
     if os.getcwd() not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # so that my_package.my_module is found from where one stands; last: not for models/
+        # So that my_package.my_module is found from where one stands; last, so that it is not taken for ours.
+        sys.path.append(os.getcwd())
     try:
         return commands[command](arguments)
     except (ConfigError, EnvError, ModelError, CheckpointError) as error:

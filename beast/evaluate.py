@@ -17,7 +17,7 @@ from beast.config import Config
 from beast.data import Array, EnvOutput, map_nested
 from beast.envs import EnvError
 from beast.policy import Policy, seed_for
-from beast.system import keep_freed_memory
+from beast.system import keep_freed_memory, use_compute_threads
 from beast.task import Task, settle
 from beast.weights import Weights
 from beast.workers import Context, Worker, Workers
@@ -68,7 +68,7 @@ def from_checkpoint(
     config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None})
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()
-    torch.set_num_threads(1)  # more help little with so few games, and fight whoever trains beside
+    use_compute_threads(1)  # more help little with so few games, and fight whoever trains beside
 
     def policy(num_envs: int) -> Policy:
         made = Policy(task.model, task.dtype, None, num_envs)
@@ -210,7 +210,7 @@ class Evaluator:
 def _evaluator(
     context: Context, task: Task, weights: Weights, episodes: int, seed: int, inbox: Any, outbox: Any
 ) -> None:
-    torch.set_num_threads(1)
+    use_compute_threads(1)
     keep_freed_memory()
     policy = Policy(task.model, task.dtype, weights, min(episodes, GAMES_AT_ONCE))
     context.beat(1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
-from beast.checkpoint import write_atomically
+from beast.checkpoint import write_tensors
 from beast.data import Batch, flatten
 
 KEPT = 5  # batches a run keeps for inspection
@@ -76,11 +75,10 @@ class SkippedUpdates:
         folder = self._folder / "bad_batches"
         if len(list(folder.glob("update_*.pt"))) >= KEPT:
             return f"{folder} holds {KEPT} batches already"
-        path, data = folder / f"update_{update}.pt", io.BytesIO()
-        torch.save({"update": update, "field": field, "batch": batch._asdict()}, data)
+        path = folder / f"update_{update}.pt"
         try:
             folder.mkdir(exist_ok=True)
-            write_atomically(path, lambda file: file.write(data.getbuffer()))
+            write_tensors(path, {"update": update, "field": field, "batch": batch._asdict()})
         except OSError as error:
             return f"its batch could not be written ({error})"
         return f"its batch is {path}"

@@ -95,9 +95,7 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
         "whole": whole,
     }
     if trace and what.trace:
-        figures["trace_too_small_for"] = trace.write(
-            what.trace, before["at"], after["at"], trainer.workers.workers
-        )  # fmt: skip
+        figures["trace_too_small_for"] = trace.write(what.trace, before["at"], after["at"], trainer.workers.workers)
     if what.bound:
         alone = _alone(config, task, trainer, min(0.7, what.seconds / 15))
         bound = _bound(alone, task.device, config.learner.trainer)
@@ -218,12 +216,12 @@ def _alone(config: Config, task: Task, trainer: Trainer, seconds: float) -> dict
     In turns of `seconds`, medians of several, so that a processor that changes its speed meanwhile does so for all parts.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    system.use_compute_threads(1)
     act, close = _acting(config, task, trainer.weights)
     staged = blank_batch(trainer.learner, trainer.store.spec, config.learner.batch_size, config.actors.unroll_length)
     rounds = [act(seconds) | {"learner": time_learner(trainer.learner, staged, 2 * seconds)} for _ in range(1 + ROUNDS)]
     close()
-    torch.set_num_threads(threads)
+    system.use_compute_threads(threads)
     return {name: statistics.median(found[name] for found in rounds[1:]) for name in rounds[0]}  # the first warms up
 
 

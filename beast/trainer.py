@@ -18,7 +18,7 @@ from beast.checkpoint import CheckpointError
 from beast.config import Config, algorithm_module
 from beast.data import Batch
 from beast.evaluate import Evaluator
-from beast.finite import SkippedUpdates
+from beast.finite import SkippedUpdates, all_finite
 from beast.learner import Learner
 from beast.replay import Past, SerialActors
 from beast.reports import Reports
@@ -318,10 +318,6 @@ class Trainer:
         self.board.stop()
         self._wake.set()
 
-    @property
-    def failed(self) -> bool:
-        return self._failure is not None
-
     # -- reports and checkpoints --------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, float]:
@@ -347,7 +343,7 @@ class Trainer:
         """
         if self.folder is None or self.config.run.disable_checkpoint:
             return None
-        if not self.learner.flat.isfinite().all():
+        if not all_finite([self.learner.flat]):
             raise FloatingPointError("the weights became infinite or NaN: try a lower --learning_rate")
         with self._learn_lock:
             state: dict[str, Any] = {

@@ -133,7 +133,6 @@ class Worker:
     """Called once its process is dead; says what was lost."""
     process: Any = None
     errors: Any = None
-    started: float = 0.0
     restarts: deque[float] = field(default_factory=deque)
     count: int = 0
 
@@ -165,7 +164,7 @@ class Workers:
 
     def _start(self, worker: Worker) -> None:
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        worker.started = self.board.arrays["heartbeat"][worker.index] = time.monotonic()
+        self.board.arrays["heartbeat"][worker.index] = time.monotonic()
         arguments = worker.make_arguments(worker.count)
         warm_up()  # again if it was killed
         process = multiprocessing.get_context("forkserver").Process(
@@ -253,9 +252,6 @@ class Workers:
         for worker in self.workers:
             if worker.process.is_alive():
                 worker.process.kill()
-
-    def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self.workers]
 
 
 def warm_up() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from beast.config import algorithm_module
 from beast.learner import Learner
 from beast.profile import blank_batch, time_learner
-from beast.system import keep_freed_memory
+from beast.system import keep_freed_memory, use_compute_threads
 from beast.task import settle
 from benchmarks.plots import bars, panels, save
 from benchmarks.throughput import MODELS
@@ -31,7 +31,7 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
     """
     keep_freed_memory()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    use_compute_threads(1)
     flags = {"env": "PongNoFrameskip-v4", "model": model, "precision": precision, "batch_size": batch_size}
     config, task = settle(flags)
     network = task.model.build()
@@ -45,7 +45,7 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
     staged = blank_batch(learner, spec, batch_size, config.actors.unroll_length)
     time_learner(learner, staged, 0.0)  # warms up
     microseconds = time_learner(learner, staged, seconds)
-    torch.set_num_threads(threads)
+    use_compute_threads(threads)
     settings = {"model": model, "precision": precision, "batch_size": batch_size, "layout": layout}
     return settings | {"device": str(task.device), "us_per_step": microseconds, "sps": 1e6 / microseconds}
 

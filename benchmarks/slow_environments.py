@@ -11,16 +11,15 @@ import argparse
 import json
 import math
 import shlex
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from beast.autotune import profile_of
 from beast.run_folder import git_commit
 from beast.system import machine
+from benchmarks.throughput import TIMEOUT
 
 STEP_MS = 1.0  # mean work of a step, resets included
 EPISODE = 100  # steps
@@ -42,14 +41,9 @@ def tasks() -> dict[str, dict[str, Any]]:
 
 def measure(trainer: str, task: dict[str, Any], seconds: float, flags: list[str]) -> float:
     """Steps per second of a run of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "profile.json"
-        command = [
-            sys.executable, "run.py", "profile", "--env", "Synthetic-v0", "--env_kwargs", json.dumps(task),
-            "--trainer", trainer, "--seconds", str(seconds), "--json", str(file), *flags,
-        ]  # fmt: skip
-        subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.DEVNULL)
-        sps: float = json.loads(file.read_text())["whole"]["sps"]
+    values = {"env": "Synthetic-v0", "env_kwargs": task, "trainer": trainer}
+    figures = profile_of(values, "--seconds", f"{seconds:g}", *flags, timeout=TIMEOUT + seconds)
+    sps: float = figures["whole"]["sps"]
     return sps
 
 

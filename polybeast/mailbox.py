@@ -112,19 +112,17 @@ class Mailbox:
         Args:
             out: where to copy them in any case, room for all places.
         """
-        span = _one_slice(groups)
-        count = sum(places.stop - places.start for places in groups)
+        span = _one_slice(groups) if out is None else None
 
-        def rows(array: Array) -> Array:
-            return array[span] if span is not None else np.concatenate([array[places] for places in groups])
+        def rows(array: Array, *room: Array) -> Array:
+            if span is not None:
+                return array[span]
+            parts = [array[places] for places in groups]
+            return np.concatenate(parts, out=room[0][: sum(map(len, parts))] if room else None)
 
-        def copied(array: Array, room: Array) -> Array:
-            return np.concatenate([array[places] for places in groups], out=room[:count])
-
-        fields = (self._arrays[name] for name in Post._fields)
-        if out is None:
-            return Post(*(map_nested(rows, field) for field in fields))
-        return Post(*(map_nested(copied, field, room) for field, room in zip(fields, out, strict=True)))
+        arrays = Post(*(self._arrays[name] for name in Post._fields))
+        collected: Post = map_nested(rows, arrays, *([] if out is None else [out]))
+        return collected
 
     def page_locked(self) -> Post:
         """Room for all places' rows that a GPU copies from at full speed, while the CPU goes on."""

@@ -16,9 +16,8 @@ from polybeast.env_worker import Lines, RemoteActors, places_of
 from polybeast.inference import Inference, InferenceArguments, Statistics
 from polybeast.mailbox import Line, Mailbox
 
-MOST_WORKERS = (
-    100  # of an inference process: it is handed both ends of each one's pipe, and multiprocessing hands over 256
-)
+# Of an inference process: it is handed both ends of each one's pipe, and multiprocessing hands over 256 descriptors at most.
+MOST_WORKERS = 100
 
 
 def host(trainer: Trainer) -> None:
