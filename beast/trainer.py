@@ -82,6 +82,8 @@ class Trainer:
             self._take_up_past(state)
         self.board = Board(config.actors.processes + 2)  # hosts, inference, evaluator
         self.workers = Workers(self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell)
+        if state:
+            self.workers.restarts, self.skipped.count = state["restarts"], state["skipped_updates"]
         self.clock = Clock()
         """This process's time by stage since the start: LEARNER_STAGES, and what actors do where they are in it."""
 
@@ -352,6 +354,8 @@ class Trainer:
                 "reports": self.reports.state_dict(),
                 "torch_rng": torch.get_rng_state() if self._torch_rng is None else self._torch_rng,
                 "resumes": self.resumes,
+                "restarts": self.workers.restarts,
+                "skipped_updates": self.skipped.count,
             }
         if self.config.actors.serial:
             state |= {"past": self._past.state_dict(), "unlearned": self.store.unlearned()}
@@ -408,7 +412,10 @@ class Trainer:
     def _shut_down(self) -> None:
         """Actors, evaluator, learner threads, checkpoint, reports; nothing is left behind."""
         self._stopping = True
-        self.workers.stop(STOP_DEADLINE)
+        try:
+            self.workers.stop(STOP_DEADLINE)
+        except Exception as error:  # whatever it is, what was learned is worth more
+            self._failure = self._failure or error
         for thread in self._threads:
             thread.join(60.0)
         if self._serial is not None:

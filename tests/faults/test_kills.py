@@ -17,7 +17,8 @@ from beast import checkpoint
 SMALL = ["--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--total_steps", 10**9, "--xpid", "r"]
 POLYBEAST = ["--trainer", "polybeast"]
 BEASTS = {"monobeast": [], "polybeast": POLYBEAST, "polybeast-process": [*POLYBEAST, "--inference", "process"]}
-NOTICED = 20.0  # seconds; on a free machine less than one
+NOTICED = 2.0  # seconds, at best: tests run on full machines
+ON_A_FULL_MACHINE = 20.0
 TIMEOUT = 8  # of a hang
 
 
@@ -27,8 +28,8 @@ def processes(program: Program, kind: str) -> list[psutil.Process]:
     return inference if kind == "inference" else [p for p in program.workers() if p not in inference]
 
 
-def break_one(program: Program, kind: str, how: str, chance: random.Random) -> str:
-    """Do it to one of them; returns what is told of it."""
+def break_one(program: Program, kind: str, how: str, chance: random.Random) -> tuple[str, float]:
+    """Do it to one of them; returns what is told of it, and after how many seconds."""
     victim = chance.choice(wait_until(lambda: processes(program, kind), f"a process of kind {kind}"))
     began = time.monotonic()
     if how == "while it waits":
@@ -40,9 +41,9 @@ def break_one(program: Program, kind: str, how: str, chance: random.Random) -> s
     else:
         victim.send_signal(getattr(signal, how))
     told = wait_until(lambda: re.search(rf".*\(pid {victim.pid}\).*\n", program.out), f"a word of {how}")[0].strip()
-    allowed = NOTICED + (TIMEOUT if how == "SIGSTOP" else 0)
-    assert time.monotonic() - began < allowed
-    return told
+    seconds = time.monotonic() - began
+    assert seconds < ON_A_FULL_MACHINE + (TIMEOUT if how == "SIGSTOP" else 0)
+    return told, seconds
 
 
 CAUSES = {
@@ -66,9 +67,11 @@ def test_a_run_outlives_whatever_happens_to_its_processes(start, tmp_path, beast
     )  # fmt: skip
     run = tmp_path / "runs" / "r"
     program.wait_for("loss total")
+    deaths: list[float] = []
     for kind, how in faults:
         time.sleep(chance.uniform(0.0, 0.3))
-        told = break_one(program, kind, how, chance)
+        told, seconds = break_one(program, kind, how, chance)
+        deaths += [seconds] if how in ("SIGKILL", "SIGTERM") else []
         name = "inference process" if kind == "inference" else r"(actor process|env worker) [01]"
         pattern = rf"{name} \(pid \d+\) {CAUSES[how]}; (\d+) unfinished unrolls discarded; restarting it \(\d+ of 100\)"
         lost = re.fullmatch(pattern, told)
@@ -77,6 +80,7 @@ def test_a_run_outlives_whatever_happens_to_its_processes(start, tmp_path, beast
         before = rows(run)[-1]["step"]
         # More than all the buffers hold: slots that were lost would show.
         wait_until(lambda before=before: rows(run)[-1]["step"] > before + 20 * 50, f"training that goes on after {how}")
+    assert min(deaths) < NOTICED
     program.check_no_named_memory()
     restarts = program.out.count("; restarting it (")
     assert restarts >= len(faults)
