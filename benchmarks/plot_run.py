@@ -11,10 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from benchmarks.plots import panels, save
 
 Curve = dict[str, list[float]]
 
@@ -53,30 +50,30 @@ def summary(folder: Path, curve: Curve, levels: list[float]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Two panels: against frames, and against minutes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--labels", nargs="+", help="of the curves, one a run (default: the folders' names)")
     parser.add_argument("--out", type=Path, default=Path("curve.png"))
     parser.add_argument("--title", default="")
     parser.add_argument("--levels", type=float, nargs="*", default=[0.0, 10.0, 18.0, 19.0, 20.0])
-    values = parser.parse_args()
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, layout="constrained")
+    values = parser.parse_args(arguments)
+    labels = values.labels or [folder.name for folder in values.runs]
+    if len(labels) != len(values.runs):
+        parser.error(f"--labels: {len(values.runs)} runs need as many labels, got {len(labels)}")
+    figure, axes = panels(2, values.title)
     summaries = []
-    for folder in values.runs:
+    for folder, label in zip(values.runs, labels, strict=True):
         curve = read(folder)
-        summaries.append(summary(folder, curve, values.levels))
-        for panel, key in zip(panels, ("frames", "minutes"), strict=True):
-            panel.plot(curve[key], curve["return"], linewidth=1.4, label=folder.name)
-    panels[0].set(xlabel="frames (millions)", ylabel="return, mean of the last 100 games")
-    panels[1].set(xlabel="minutes")
-    for panel in panels:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    if len(values.runs) > 1:
-        panels[0].legend(frameon=False)
-    figure.suptitle(values.title, fontsize=11)
-    figure.savefig(values.out, dpi=130)
+        summaries.append({"label": label, **summary(folder, curve, values.levels)})
+        for panel, key in zip(axes, ("frames", "minutes"), strict=True):
+            panel.plot(curve[key], curve["return"], linewidth=1.4, label=label)
+    axes[0].set(xlabel="frames (millions)", ylabel="return, mean of the last 100 games")
+    axes[1].set(xlabel="minutes")
+    if len(labels) > 1:
+        axes[0].legend(frameon=False)
+    save(figure, values.out)
     values.out.with_suffix(".json").write_text(json.dumps(summaries, indent=2) + "\n")
 
 
