@@ -158,7 +158,10 @@ def test_curves_of_runs_are_drawn_with_when_they_passed_what(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"git_commit": "abc", "machine": {"cores": 2}, "flags": {"seed": 1}}))
-    table = ["time,frames,sps,episodes,mean_episode_return", "60,1e6,100,50,30.0"]  # fewer than a hundred games: not yet
+    table = [
+        "time,frames,sps,episodes,mean_episode_return",
+        "60,1e6,100,50,30.0",
+    ]  # fewer than a hundred games: not yet
     table += ["120,2e6,300,100,-5.0", "180,3e6,200,150,1.0", "240,4e6,0,200,19.5", "300,5e6,250,250,12.0"]
     (run / "logs.csv").write_text("\n".join(table) + "\n")
     plot_run.main([str(run), "--labels", "mine", "--levels", "0", "18", "20", "--out", str(tmp_path / "curve.png")])
