@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # else it is under nohup
                 signal.signal(number, _leave)
+        from beast.system import keep_freed_memory
+
+        keep_freed_memory()  # before there is any thread but this one: see there
     from beast import commands  # here, because child processes import this file too, and need none of it
 
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "train"

@@ -159,7 +159,9 @@ class ImageInput(nn.Module):
         x = image.to(dtype)
         if not self._bytes:
             return x
-        return torch.add(x.mean((-2, -1), keepdim=True) * (-1 / 255), x, alpha=1 / 255)  # in two passes, not four
+        # In two passes, not four; and `mean` would make a float32 copy of a bfloat16 image first.
+        mean = x.sum((-2, -1), keepdim=True) * (-1 / (255 * x[0, 0].numel()))
+        return torch.add(mean, x, alpha=1 / 255)
 
 
 def initialise(model: nn.Module) -> None:
