@@ -84,7 +84,7 @@ class Learner:
     Args:
         model: float32, on the CPU; taken over.
         loss: `loss(outputs, batch, distribution, config) -> (scalar, metrics)`.
-        loss_config: handed to it, as its `at(steps)` gives it if it has such a method.
+        loss_config: handed to it.
         observation_spec: tells which fields are stacked.
         total_steps: at which the learning rate reaches zero.
         device, dtype: where and in what the model computes.
@@ -148,8 +148,7 @@ class Learner:
         buffers = self.flat[len(self._master) :]
         buffers_before = buffers.clone()  # running statistics and the like, which a forward may change
         outputs, _ = self.model(batch.model_input(), batch.core_state)
-        config = self._loss_config.at(self.steps) if hasattr(self._loss_config, "at") else self._loss_config
-        total_loss, metrics = self._loss(outputs, batch, self._distribution, config)
+        total_loss, metrics = self._loss(outputs, batch, self._distribution, self._loss_config)
         self._grad.zero_()
         total_loss.backward()  # type: ignore[no-untyped-call]
         grad = self._master.grad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -22,8 +22,6 @@ class Config:
     """weight of the value loss"""
     entropy_cost: float = 0.01
     """weight of the entropy bonus"""
-    entropy_anneal_steps: int = 0
-    """agent steps over which entropy_cost falls linearly to 0; 0: it stays as it is, as in the paper"""
     reward_clipping: str = "abs_one"
     """abs_one: clip(r, -1, 1); soft_asymmetric: tanh(r/5), 5 times it where positive, 1.5 times where negative; none"""
     clip_rho_threshold: float | None = 1.0
@@ -42,19 +40,10 @@ class Config:
             raise ValueError(
                 f"--reward_clipping must be one of {', '.join(REWARD_CLIPPING)}, got {self.reward_clipping!r}"
             )
-        if self.entropy_anneal_steps < 0:
-            raise ValueError(f"--entropy_anneal_steps must be at least 0, got {self.entropy_anneal_steps}")
         for name in ("clip_rho_threshold", "clip_pg_rho_threshold", "clip_c_threshold"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} must be positive or none, got {value}")
-
-    def at(self, steps: int) -> Config:
-        """The settings for the update after that many agent steps."""
-        if not self.entropy_anneal_steps:
-            return self
-        left = max(0.0, 1.0 - steps / self.entropy_anneal_steps)
-        return replace(self, entropy_cost=self.entropy_cost * left)
 
 
 def _soft_asymmetric(reward: torch.Tensor) -> torch.Tensor:

@@ -103,23 +103,6 @@ def impala_batch(seed):
     return random_batch(seed, IMAGE, core_state=(h, c))
 
 
-def test_each_update_has_the_settings_of_its_own_step():
-    seen = []
-
-    class Config:
-        def at(self, steps):
-            return steps
-
-    def loss(outputs, batch, distribution, config):
-        seen.append(config)
-        return outputs.value.sum(), {}
-
-    learner = make_learner(mlp.Model(VECTOR, DISCRETE), loss, Config())
-    for _ in range(3):
-        learn(learner, random_batch())
-    assert seen == [0, T * B, 2 * T * B]
-
-
 # -- optimiser --------------------------------------------------------------------------------------------------------
 
 

@@ -375,7 +375,6 @@ def test_defaults_are_the_papers_for_atari():
         "discounting": 0.99,
         "baseline_cost": 0.5,
         "entropy_cost": 0.01,
-        "entropy_anneal_steps": 0,
         "reward_clipping": "abs_one",
         "clip_rho_threshold": 1.0,
         "clip_pg_rho_threshold": 1.0,
@@ -384,24 +383,10 @@ def test_defaults_are_the_papers_for_atari():
     }
 
 
-def test_the_entropy_cost_falls_linearly_to_zero_and_stays_there():
-    config = dataclasses.replace(CONFIG, entropy_anneal_steps=1_000)
-    assert [config.at(steps).entropy_cost for steps in (0, 250, 500, 1_000, 9_000)] == [
-        0.125,
-        0.09375,
-        0.0625,
-        0.0,
-        0.0,
-    ]
-    assert dataclasses.replace(config.at(250), entropy_cost=0.125) == config  # nothing else changes
-    assert CONFIG.at(10**9) is CONFIG
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("discounting", 1.01),
-        ("entropy_anneal_steps", -1),
         ("discounting", -0.1),
         ("reward_clipping", "abs_two"),
         ("clip_rho_threshold", 0.0),
