@@ -82,8 +82,8 @@ class Trainer:
             self._take_up_past(state)
         self.board = Board(config.actors.processes + 2)  # hosts, inference, evaluator
         self.workers = Workers(self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell)
-        if state:
-            self.workers.restarts, self.skipped.count = state["restarts"], state["skipped_updates"]
+        if state:  # one of an earlier version has no counts
+            self.workers.restarts, self.skipped.count = state.get("restarts", 0), state.get("skipped_updates", 0)
         self.clock = Clock()
         """This process's time by stage since the start: LEARNER_STAGES, and what actors do where they are in it."""
 
