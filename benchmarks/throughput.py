@@ -18,6 +18,7 @@ MODELS = ("atari_shallow", "impala_shallow", "impala_resnet")
 TRAINERS = ("monobeast", "polybeast")
 ACTORS = (1, 2, 4, 8, 16, 48)
 TIMEOUT = 300.0  # seconds for a point, beside what it measures
+SETTLED = {"impala_resnet": 15.0}  # seconds after which a learner that falls behind has taken its second compute thread
 
 
 def settings() -> list[dict[str, Any]]:
@@ -47,7 +48,10 @@ def measure(flags: dict[str, Any], seconds: float, *own: str) -> dict[str, Any]:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
-    return {name_of(flags): partial(measure, flags, seconds) for flags in settings()}
+    return {
+        name_of(flags): partial(measure, flags, seconds, "--warm_up", f"{SETTLED.get(flags['model'], 5.0):g}")
+        for flags in settings()
+    }
 
 
 def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
