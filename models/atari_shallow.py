@@ -29,7 +29,7 @@ class Model(ActorCritic):
         initialise(self)
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
-        x = self.image(observation, self.dtype)
+        x = self.image(observation, self.dtype).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x))
         x = F.relu(self.conv3(x))
