@@ -42,7 +42,7 @@ def summary(folder: Path, curve: Curve, levels: list[float]) -> dict[str, Any]:
         "run": folder.name,
         "git_commit": config["git_commit"],
         "machine": config["machine"],
-        "flags": config["flags"],
+        "flags": {name: value for name, value in config["flags"].items() if name != "savedir"},
         "last": {key: round(curve[key][-1], 3) for key in curve},
         "best_return": max(curve["return"]),
         "median_sps": sps[len(sps) // 2],
