@@ -88,13 +88,16 @@ class Learner:
         observation_spec: tells which fields are stacked.
         total_steps: at which the learning rate reaches zero.
         device, dtype: where and in what the model computes.
+        compile_model: by torch.compile, for these shapes alone, at the first update.
     """
 
     def __init__(
         self, model: nn.Module, distribution: Distribution, loss: Loss, loss_config: Any, optimiser: OptimiserConfig,
         observation_spec: Nested, total_steps: int, device: torch.device, dtype: torch.dtype,
+        compile_model: bool = False,
     ) -> None:  # fmt: skip
         self.model = model.to(device)
+        self._forward: Callable[..., Any] = torch.compile(self.model, dynamic=False) if compile_model else self.model
         self._distribution, self._loss, self._loss_config = distribution, loss, loss_config
         self._config, self._total_steps = optimiser, total_steps
         self._stacks = map_nested(lambda spec: spec.stack, observation_spec)
@@ -147,7 +150,7 @@ class Learner:
         batch = self._rebuild(staged)
         buffers = self.flat[len(self._master) :]
         buffers_before = buffers.clone()  # running statistics and the like, which a forward may change
-        outputs, _ = self.model(batch.model_input(), batch.core_state)
+        outputs, _ = self._forward(batch.model_input(), batch.core_state)
         total_loss, metrics = self._loss(outputs, batch, self._distribution, self._loss_config)
         self._grad.zero_()
         total_loss.backward()  # type: ignore[no-untyped-call]

@@ -61,7 +61,7 @@ class Trainer:
         algorithm = algorithm_module(config.learner.algorithm)
         self.learner = Learner(
             model, task.model.distribution(), algorithm.loss, config.loss, config.optimiser,
-            task.observation, config.learner.total_steps, task.device, task.dtype,
+            task.observation, config.learner.total_steps, task.device, task.dtype, config.learner.compile_model,
         )  # fmt: skip
         if state:
             self.learner.load_state_dict(state["learner"])

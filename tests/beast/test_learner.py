@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,12 @@ def random_batch(seed=0, observation_space=VECTOR, core_state=(), rows=T + 1):
     )
 
 
-def make_learner(model, loss, loss_config=None, total_steps=FOREVER, dtype=torch.float32, spec=None, **optimiser):
+def make_learner(
+    model, loss, loss_config=None, total_steps=FOREVER, dtype=torch.float32, spec=None, compile_model=False, **optimiser
+):
     return Learner(
         model, distribution_for(DISCRETE), loss, loss_config, OptimiserConfig(**optimiser),
-        spec or ArraySpec(VECTOR.shape, np.dtype(np.float32)), total_steps, torch.device("cpu"), dtype,
+        spec or ArraySpec(VECTOR.shape, np.dtype(np.float32)), total_steps, torch.device("cpu"), dtype, compile_model,
     )  # fmt: skip
 
 
@@ -101,6 +104,19 @@ def impala_learner(seed=0, dtype=torch.float32, form="torch", total_steps=10_000
 def impala_batch(seed):
     h, c = torch.randn(2, B, 256, generator=torch.Generator().manual_seed(seed))
     return random_batch(seed, IMAGE, core_state=(h, c))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_learns_the_same():
+    plain, compiled = impala_learner(), impala_learner(compile_model=True)
+    for seed in range(3):
+        batch = impala_batch(seed)
+        expected, found = learn(plain, batch), learn(compiled, batch)
+        assert_close(found["total_loss"], expected["total_loss"], rtol=1e-4, atol=1e-4)
+    assert compiled.updates == 3
+    assert_close(compiled.flat, plain.flat, rtol=1e-3, atol=1e-5)
+    assert compiled.model_state().keys() == plain.model_state().keys()
 
 
 # -- optimiser --------------------------------------------------------------------------------------------------------
