@@ -45,11 +45,11 @@ def batch_of(choice: ModelChoice, seed: int) -> Batch:
     )
 
 
-def learner_on(device: str, choice: ModelChoice, dtype: torch.dtype) -> Learner:
+def learner_on(device: str, choice: ModelChoice, dtype: torch.dtype, compile_model: bool = False) -> Learner:
     torch.manual_seed(0)
     return Learner(
         choice.build(), distribution_for(ACTIONS), impala.loss, impala.Config(), OptimiserConfig(), SPEC, 10**9,
-        torch.device(device), dtype,
+        torch.device(device), dtype, compile_model,
     )  # fmt: skip
 
 
@@ -65,6 +65,16 @@ def test_losses_are_those_of_the_cpu(model: str, use_lstm: bool, dtype: torch.dt
         got = cuda.step(cuda.stage(batch))
         for name, value in expected.items():
             assert_close(got[name].cpu().float(), value.float(), rtol=tolerance, atol=tolerance * 100)
+
+
+@LSTM
+def test_a_compiled_model_has_the_losses_of_the_cpu(use_lstm: bool) -> None:
+    choice = ModelChoice("impala_shallow", use_lstm, SPACE, ACTIONS)
+    cpu, cuda = learner_on("cpu", choice, torch.float32), learner_on("cuda", choice, torch.float32, compile_model=True)
+    for seed in range(3):
+        batch = batch_of(choice, seed)
+        expected, got = cpu.step(cpu.stage(batch)), cuda.step(cuda.stage(batch))
+        assert_close(got["total_loss"].cpu(), expected["total_loss"], rtol=2e-3, atol=0.2)
 
 
 def test_a_batch_staged_by_another_thread_while_one_is_learned_arrives_whole() -> None:
