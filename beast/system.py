@@ -27,9 +27,11 @@ def usable_cores() -> int:
 def keep_freed_memory() -> None:
     """Stop the C allocator from giving large blocks back to the kernel after each step.
 
-    Every large tensor of every step would be paged in anew; that costs up to half of the learner's time. It holds for all
-    threads if it is called before the first of them starts, and NumPy and PyTorch start some when they are imported: each
-    brings a pool of its own, which outlives it, is handed to the next thread (a learner's, say), and knows no such setting.
+    Every large tensor of every step would be paged in anew; that costs up to half of the learner's time.
+
+    It holds for all threads if it is called before the first of them starts. Each of those before it (the emulator's, in
+    the first look at an Atari game) brings a pool of its own, which outlives it, is handed to the next thread (a
+    learner's), and knows no such setting.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -160,7 +160,7 @@ class ImageInput(nn.Module):
         if not self._bytes:
             return x
         # In two passes, not four; and `mean` would make a float32 copy of a bfloat16 image first.
-        mean = x.sum((-2, -1), keepdim=True) * (-1 / (255 * x[0, 0].numel()))
+        mean = x.sum((-2, -1), keepdim=True) * (-1 / (255 * x.shape[-2:].numel()))
         return torch.add(mean, x, alpha=1 / 255)
 
 

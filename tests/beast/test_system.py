@@ -21,8 +21,8 @@ def test_all_threads_of_a_run_share_one_malloc_pool(start):
     ]
     ends = {end for _, end in blocks}
     pools = [
-        start
-        for start, end in blocks
-        if start % POOL == 0 and any(end <= e <= start + POOL and e % POOL == 0 for e in ends)
+        first
+        for first, end in blocks
+        if first % POOL == 0 and any(end <= e <= first + POOL and e % POOL == 0 for e in ends)
     ]
     assert not pools
