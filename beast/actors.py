@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from beast.data import Array, Nested
+from beast.data import Array, Chosen, Nested
 from beast.envs import EnvChoice
 from beast.policy import ModelChoice, seed_for
 from beast.trace import Clock
@@ -55,7 +55,7 @@ class ActorGroup:
 
     def __init__(self, arguments: ActorArguments, writer: UnrollWriter, watch: Stopwatch) -> None:
         a = arguments
-        self._writer, self._watch, self._unroll_length = writer, watch, a.unroll_length
+        self._writer, self._watch, self._unroll_length, self._actors = writer, watch, a.unroll_length, a.actors
         self._distribution = a.model.distribution()
         self._envs = a.env.make_group([seed_for(a.seed, "env", actor, a.incarnation) for actor in a.actors])
         # A stream for each actor, so that the numbers do not depend on how actors are spread over processes.
@@ -85,15 +85,15 @@ class ActorGroup:
 
     def remember(self, core_state: Nested) -> None:
         """Store the recurrent state `[E, ...]` before row 0."""
-        self._writer.begin(self._slots, core_state)
+        self._writer.begin(self._slots, core_state, self._actors)
 
-    def step(self, action: Array, logits: Array, policy_version: int) -> bool:
+    def step(self, chosen: Chosen, policy_version: int) -> bool:
         """Write this row, act, arrive at the next; True when the unroll is complete."""
         with self._watch.stage("store"):
             self._writer.write_env(self._slots, self.row, self.env)
-            self._writer.write_agent(self._slots, self.row, action, logits, policy_version)
+            self._writer.write_agent(self._slots, self.row, chosen, policy_version)
         with self._watch.stage("environment"):
-            self.env = self._envs.step(action)
+            self.env = self._envs.step(chosen.action)
         self._watch.beat(len(self._slots))
         self.row += 1
         if self.row < self._unroll_length:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 LATEST = "latest.pt"
+FORMAT = 2
+"""The number in each checkpoint. Those of the first format have none; `_upgraded` reads them."""
 
 
 class CheckpointError(ValueError):
@@ -86,7 +88,28 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(state, dict) or not {"config", "learner"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this program")
-    return state
+    if (number := state.get("format", 1)) not in range(1, FORMAT + 1):
+        raise CheckpointError(
+            f"{path} has format {number}, this program reads up to {FORMAT}: use a newer version of it"
+        )
+    return _upgraded(state) if number == 1 else state
+
+
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of the first format (before formats had numbers) as this program writes them."""
+    learner = dict(state["learner"])
+    names = {"square_avg": "mean_square", "mean_square": "mean_square", "momentum_buffer": "momentum"}
+    moments = dict(learner["optimiser"]["state"].get(0, {}))  # none before the first update
+    learner["optimiser"] = {
+        "name": "rmsprop",
+        "moments": {names[name]: moment for name, moment in moments.items() if name in names},
+    }
+    learner["algorithm"] = {"module": {}, "state": {}}
+    counts = {"restarts": 0, "skipped_updates": 0}  # the oldest have none
+    new = {**counts, **state, "format": FORMAT, "learner": learner}
+    if (unlearned := new.pop("unlearned", None)) is not None:  # its slots did not know their actor
+        new["source"] = {"unlearned": [*unlearned, torch.full((len(unlearned[0]),), -1, dtype=torch.int32)]}
+    return new
 
 
 def load_newest(name: str, savedir: str, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:

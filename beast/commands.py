@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import importlib
 import os
 import sys
 import tempfile
@@ -96,10 +95,10 @@ def train(arguments: list[str]) -> int:
 
 def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | None, notes: list[str]) -> int:
     """Train in a folder that is locked; `notes` are for its log."""
-    from beast.trainer import Trainer
+    from beast.assemble import assemble
 
     try:
-        trainer = Trainer(config, task, folder, state)
+        trainer = assemble(config, task, folder, state)
     except RuntimeError as error:
         if state is None:
             raise
@@ -116,7 +115,7 @@ def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | Non
         f"{actors.num_actors} actors in {'this process' if actors.serial else f'{actors.processes} processes'}, "
         f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
     )
-    return trainer.run(_host(config))
+    return trainer.run()
 
 
 def _check_open_files(config: Config) -> None:
@@ -130,11 +129,6 @@ def _check_open_files(config: Config) -> None:
             f"up to {config.open_files} open files are needed, the limit is {limit}: raise it (ulimit -n "
             f"{config.open_files}) or lower --num_actor_processes"
         )
-
-
-def _host(config: Config) -> Any:
-    """The beast's wiring, by name: what both beasts share imports neither."""
-    return importlib.import_module(f"{config.learner.trainer}.train").host
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -222,7 +216,7 @@ def profile(arguments: list[str]) -> int:
         config, task = settle(values)
         _check_open_files(config)
         what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
-        figures = measure(config, task, _host(config), what)
+        figures = measure(config, task, what)
         show(figures)
     if "json" in files:
         _write_json(files["json"], figures)
@@ -250,12 +244,13 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
-    """With the flags of the algorithm that `--algorithm` names."""
+    """With the flags of the algorithm and the model that `--algorithm` and `--model` name."""
     first = Parser(prog=prog, add_help=False)
     first.add_argument("--algorithm", default=LearnerConfig.algorithm)
-    algorithm = first.parse_known_args(arguments)[0].algorithm
+    first.add_argument("--model")
+    named = first.parse_known_args(arguments)[0]
     parser = Parser(prog=prog, description=description, epilog=preset_help())
-    for group in Config.groups(algorithm).values():
+    for group in Config.groups(named.algorithm, named.model).values():
         parser.add_dataclass(group)
     return parser
 

@@ -1,6 +1,7 @@
 """A run's settings: frozen groups of flags, checked where they are made. The docstring under a field is its help.
 
-The loss's settings live with the loss (`beast/algorithms/impala.py`), the optimiser's with the learner.
+The loss's settings live with the loss (`beast/algorithms/impala.py`), a model's with the model, the
+optimiser's with the optimiser.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beast.envs import EnvChoice
-from beast.learner import OptimiserConfig
 from beast.names import NoSuchModule, import_named
+from beast.optimisers import OptimiserConfig
+from beast.policy import model_module
 from beast.system import usable_cores
 
 
@@ -85,7 +87,8 @@ class LearnerConfig:
     """Learner"""
 
     trainer: str = "monobeast"
-    """monobeast: actors run their own forwards; polybeast: one place batches the forwards of all who wait"""
+    """monobeast: actors run their own forwards; polybeast: one place batches the forwards of all who wait; or
+    my_package.my_beast with a function crew"""
     algorithm: str = "impala"
     """a file of beast/algorithms, or my_package.my_module with Config and loss"""
     model: str | None = None
@@ -110,8 +113,12 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "total_steps", "batch_size", "num_learner_threads")
-        _one_of(self, "trainer", ("monobeast", "polybeast"))
         _one_of(self, "precision", ("auto", "float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model"""
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,8 @@ class Config:
     environment: EnvironmentConfig
     actors: ActorsConfig
     learner: LearnerConfig
+    model: Any
+    """the model's own Config; ModelConfig if it has none, or is not chosen yet"""
     loss: Any
     """the algorithm's own Config"""
     optimiser: OptimiserConfig
@@ -257,16 +266,18 @@ class Config:
         return 40 + (0 if self.actors.serial else 10 * self.actors.processes)
 
     @classmethod
-    def groups(cls, algorithm: str) -> dict[str, type]:
-        """The group classes by name, the loss's taken from its algorithm.
+    def groups(cls, algorithm: str, model: str | None) -> dict[str, type]:
+        """The group classes by name, the loss's taken from its algorithm, the model's from its module.
 
         Raises:
             ConfigError: if there is no such algorithm.
+            ModelError: if there is no such model.
         """
         return {
             "environment": EnvironmentConfig,
             "actors": ActorsConfig,
             "learner": LearnerConfig,
+            "model": getattr(model_module(model), "Config", ModelConfig) if model else ModelConfig,
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
             "inference": InferenceConfig,
@@ -282,7 +293,7 @@ class Config:
         """
         groups = {}
         left = dict(values)
-        for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm)).items():
+        for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm), values.get("model")).items():
             own = {f.name: left.pop(f.name) for f in dataclasses.fields(group) if f.name in left}
             try:
                 groups[name] = group(**own)
@@ -306,7 +317,7 @@ class Config:
 
 
 def algorithm_module(name: str) -> Any:
-    """The module of an algorithm: it defines `Config` and `loss` (see `beast/algorithms/__init__.py`).
+    """The module of an algorithm: it defines `Config`, and `loss` or `Algorithm` (see `beast/algorithms/__init__.py`).
 
     Raises:
         ConfigError: if there is none.
@@ -318,7 +329,9 @@ def algorithm_module(name: str) -> Any:
         raise ConfigError(
             f"no algorithm {name!r}: use a file of beast/algorithms (impala) or a module of your own that can be imported"
         ) from error
-    for needed in ("Config", "loss"):
-        if not hasattr(module, needed):
-            raise ConfigError(f"--algorithm {name}: the module defines no {needed} (see beast/algorithms/impala.py)")
+    for needed in (("Config",), ("loss", "Algorithm")):
+        if not any(hasattr(module, one) for one in needed):
+            raise ConfigError(
+                f"--algorithm {name}: the module defines no {' or '.join(needed)} (see beast/algorithms/impala.py)"
+            )
     return module

@@ -68,6 +68,19 @@ class EnvOutput(NamedTuple):
     """`[E]` float32: agent steps of that game, NaN elsewhere."""
     metrics: Array
     """`[E, M]` float32: the environment's own `metric_names`, at a game's end, NaN elsewhere."""
+    extra: dict[str, Array] = {}  # noqa: RUF012 - nobody writes to it
+    """`[E, ...]` by name: keys of `info` that environment or algorithm declare as columns; zero where it has none."""
+
+
+class Chosen(NamedTuple):
+    """What a policy answers for E environments; arrays."""
+
+    action: Array
+    """`[E]` (+ `[N]`), as stored."""
+    logits: Array
+    """`[E, P]` float32, what it was drawn from."""
+    extra: dict[str, Array] = {}  # noqa: RUF012 - nobody writes to it
+    """`[E, ...]` by name: the model's own columns."""
 
 
 class ModelInput(NamedTuple):
@@ -81,6 +94,8 @@ class ModelInput(NamedTuple):
     """`[T, B]` int64, `[T, B, N]` int64 or `[T, B, N]` float32, as the action space asks."""
     first: torch.Tensor
     """`[T, B]` bool: the recurrent state is zeroed before this row."""
+    extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
+    """`[T, B, ...]` by name: columns from the environment."""
 
 
 class ModelOutput(NamedTuple):
@@ -90,6 +105,8 @@ class ModelOutput(NamedTuple):
     """`[T, B, P]` float32, parameters of the policy's distribution (`beast/distributions.py`)."""
     value: torch.Tensor
     """`[T, B]` float32."""
+    extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
+    """`[T, B, ...]` by name: what the model declares as `columns`, kept with the unroll when it acts."""
 
 
 class Batch(NamedTuple):
@@ -115,10 +132,16 @@ class Batch(NamedTuple):
     """Leaves `[B, ...]`: the recurrent state before row 0."""
     policy_version: torch.Tensor
     """`[T, B]` int64: the version (count of updates) of the policy that acted on each row."""
+    actor: torch.Tensor | tuple[()] = ()
+    """`[B]` int32: the number of the actor that made each unroll."""
+    extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
+    """By name: columns from the environment, `[T+1, B, ...]`."""
+    agent_extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
+    """By name: columns from the model that acted, `[T, B, ...]`."""
 
     def model_input(self) -> ModelInput:
         """All T+1 rows as the model reads them."""
-        return ModelInput(self.observation, self.reward, self.last_action, self.first)
+        return ModelInput(self.observation, self.reward, self.last_action, self.first, self.extra)
 
 
 def map_nested(function: Callable[..., Any], tree: Nested, *others: Nested) -> Nested:

@@ -43,8 +43,7 @@ def play(
         env = group.reset()
         while quota.any() and alive():
             noise = None if deterministic else policy.distribution.noise(generator, num_envs)
-            action, _ = policy.act(env, noise)
-            env = group.step(action)
+            env = group.step(policy.act(env, noise).action)
             for i in np.flatnonzero(~np.isnan(env.episode_steps) & (quota > 0)):
                 quota[i] -= 1
                 returns.append(float(env.episode_return[i]))
@@ -135,7 +134,7 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
                     raise OSError(f"OpenCV cannot write {path}")
             writer.write(image[..., ::-1])
             noise = None if deterministic else policy.distribution.noise(generator, 1)
-            action, _ = policy.act(_one(observation, reward, action, first), noise)
+            action = policy.act(_one(observation, reward, action, first), noise).action
             observation, reward, terminated, truncated, _ = env.step(policy.distribution.to_env(action)[0])  # type: ignore[assignment]
             first, over = False, terminated or truncated
     finally:

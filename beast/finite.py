@@ -43,12 +43,12 @@ class SkippedUpdates:
         self.count = 0
         self._in_a_row = 0
 
-    def admit(self, update: int, batch: Batch, metrics: dict[str, torch.Tensor]) -> bool:
+    def admit(self, update: int, batch: Batch | None, metrics: dict[str, torch.Tensor]) -> bool:
         """Whether the learner made this update; else it is told and counted. Waits for the device.
 
         Args:
             update: its number.
-            batch: as the store gave it, on the CPU.
+            batch: as the store gave it, on the CPU; None if the gradient came without one.
             metrics: what the learner returned.
 
         Raises:
@@ -68,9 +68,9 @@ class SkippedUpdates:
             )
         return False
 
-    def _keep(self, update: int, field: str, batch: Batch) -> str:
+    def _keep(self, update: int, field: str, batch: Batch | None) -> str:
         """Write a batch as a dict of its fields (`beast/data.py`); says where, or why not."""
-        if self._folder is None:
+        if self._folder is None or batch is None:
             return "its batch is not kept"
         folder = self._folder / "bad_batches"
         if len(list(folder.glob("update_*.pt"))) >= KEPT:
@@ -84,10 +84,10 @@ class SkippedUpdates:
         return f"its batch is {path}"
 
 
-def _culprit(batch: Batch, metrics: dict[str, torch.Tensor]) -> str:
+def _culprit(batch: Batch | None, metrics: dict[str, torch.Tensor]) -> str:
     """The first of the fields, in the order in which one spoils the next."""
-    if not all_finite(flatten(batch.observation)):
+    if batch is not None and not all_finite(flatten(batch.observation)):
         return "observation"
-    if not all_finite([batch.reward]):
+    if batch is not None and not all_finite([batch.reward]):
         return "reward"
     return "gradient" if metrics["total_loss"].isfinite() else "loss"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from beast.data import Array, ArraySpec, EnvOutput, ModelInput, Nested, map_nested
+from beast.data import Array, ArraySpec, Chosen, ModelInput, Nested, map_nested
 from beast.distributions import Distribution, distribution_for
+from beast.flat import FlatModel
 from beast.names import NoSuchModule, import_named
+from beast.spaces import to_plain
 from beast.unrolls import UnrollSpec
-from beast.weights import Weights, flatten_parameters
+from beast.weights import Weights
 
 
 class ModelError(ValueError):
@@ -29,6 +32,8 @@ class ModelChoice:
     use_lstm: bool
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
+    config: Any = None
+    """The model module's own `Config`; None if it has none."""
 
     def module(self) -> Any:
         """The class that the name stands for.
@@ -36,17 +41,8 @@ class ModelChoice:
         Raises:
             ModelError: if there is none.
         """
-        path = self.model if "." in self.model else f"models.{self.model}"
-        try:
-            module = import_named(path)
-        except NoSuchModule as error:
-            raise ModelError(
-                f"no model {self.model!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, mlp) "
-                "or a module of your own (my_package.my_module) that can be imported from here"
-            ) from error
-        if not hasattr(module, "Model"):
-            raise ModelError(f"--model {self.model}: the module defines no class Model (see models/base.py)")
-        return module.Model
+        model_class: Any = model_module(self.model).Model
+        return model_class
 
     def build(self) -> nn.Module:
         """A fresh float32 model on the CPU.
@@ -55,23 +51,52 @@ class ModelChoice:
             ModelError: if the model does not fit the spaces.
         """
         try:
-            model: nn.Module = self.module()(self.observation_space, self.action_space, self.use_lstm)
+            own = {} if self.config is None else {"config": self.config}
+            model: nn.Module = self.module()(self.observation_space, self.action_space, self.use_lstm, **own)
         except ValueError as error:
             raise ModelError(f"--model {self.model}: {error}") from error
         return model
 
+    def spaces(self) -> dict[str, Any]:
+        """Both spaces as plain data, for checkpoints."""
+        return {"observation": to_plain(self.observation_space), "action": to_plain(self.action_space)}
+
     def distribution(self) -> Distribution:
         return distribution_for(self.action_space)
 
-    def unroll_spec(self, model: nn.Module, observation: Nested, metric_names: tuple[str, ...]) -> UnrollSpec:
-        """What the store must hold for this model in that environment."""
+    def unroll_spec(
+        self, model: nn.Module, observation: Nested, metric_names: tuple[str, ...],
+        columns: Mapping[str, ArraySpec] | None = None,
+    ) -> UnrollSpec:  # fmt: skip
+        """What the store must hold for this model in that environment, with these columns from its `info`."""
         distribution = self.distribution()
 
         def state_spec(leaf: torch.Tensor) -> ArraySpec:
             return ArraySpec(tuple(leaf.shape[1:]), leaf.numpy().dtype)
 
         core_state = map_nested(state_spec, model.initial_state(1))  # type: ignore[operator]
-        return UnrollSpec(observation, distribution.action_spec, distribution.num_params, core_state, metric_names)
+        return UnrollSpec(
+            observation, distribution.action_spec, distribution.num_params, core_state, metric_names,
+            dict(columns or {}), dict(getattr(model, "columns", {})),
+        )  # fmt: skip
+
+
+def model_module(name: str) -> Any:
+    """The module of a model: it defines `Model`, and may define `Config` (see `models/base.py`).
+
+    Raises:
+        ModelError: if there is none.
+    """
+    try:
+        module = import_named(name if "." in name else f"models.{name}")
+    except NoSuchModule as error:
+        raise ModelError(
+            f"no model {name!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, mlp) "
+            "or a module of your own (my_package.my_module) that can be imported from here"
+        ) from error
+    if not hasattr(module, "Model"):
+        raise ModelError(f"--model {name}: the module defines no class Model (see models/base.py)")
+    return module
 
 
 class Policy:
@@ -90,11 +115,12 @@ class Policy:
         device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self.device = device or torch.device("cpu")
-        self.model = choice.build().to(self.device, dtype).eval().requires_grad_(False)
+        self._flat = FlatModel(choice.build().eval().requires_grad_(False), self.device, dtype)
+        self.model = self._flat.model
+        self._columns = tuple(getattr(self.model, "columns", {}))
         self.distribution = choice.distribution()
         self.version = -1
         self._weights = weights
-        self._flat = flatten_parameters(self.model)
         self._num_envs = num_envs
         self.forget()
 
@@ -111,25 +137,22 @@ class Policy:
         """Take the newest weights; returns their version."""
         assert self._weights is not None
         if self.version < 0 or self._weights.version != self.version:
-            self.version = self._weights.read(self._flat)
+            self.version = self._weights.read(self._flat.parameters, self._flat.statistics)
         return self.version
 
-    def act(self, env: EnvOutput, noise: Array | None) -> tuple[Array, Array]:
+    def act(self, env: Seen, noise: Array | None) -> Chosen:
         """One step for all environments, the recurrent state carried along.
 
         Args:
             noise: `[E, noise_size]` for a draw; None: the most likely action.
-
-        Returns:
-            actions `[E]` (+ `[N]`) as stored, and the logits `[E, P]` float32 that they were drawn from.
         """
-        action, logits, self.core_state = self.forward(env, noise, self.core_state)
-        return action, logits
+        chosen, self.core_state = self.forward(env, noise, self.core_state)
+        return chosen
 
     # inference_mode from the very first call: a graph that hangs on a shared buffer leaks a little every step.
     @torch.inference_mode()
-    def forward(self, env: Seen, noise: Array | None, core_state: Nested) -> tuple[Array, Array, Nested]:
-        """`act` for any environments and any state; returns actions, logits and the new state.
+    def forward(self, env: Seen, noise: Array | None, core_state: Nested) -> tuple[Chosen, Nested]:
+        """`act` for any environments and any state; returns the new state too.
 
         NaN in a state would stay there until the episode's end: those parts begin again at zero.
         """
@@ -137,15 +160,14 @@ class Policy:
         def row(array: Array) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, non_blocking=True).unsqueeze(0)
 
-        inputs = ModelInput(
-            map_nested(row, env.observation), *(row(x) for x in (env.reward, env.last_action, env.first))
-        )
+        inputs = ModelInput(*(map_nested(row, getattr(env, name)) for name in ModelInput._fields))
         output, core_state = self.model(inputs, core_state)
         logits = output.policy_logits.squeeze(0)
         draw = self.distribution
         action = draw.mode(logits) if noise is None else draw.sample(logits, row(noise).squeeze(0))
         core_state = map_nested(lambda leaf: leaf.nan_to_num(0.0, torch.inf, -torch.inf), core_state)
-        return action.cpu().numpy(), logits.cpu().numpy(), core_state
+        extra = {name: output.extra[name].squeeze(0).cpu().numpy() for name in self._columns}
+        return Chosen(action.cpu().numpy(), logits.cpu().numpy(), extra), core_state
 
     def state(self) -> Nested:
         """The recurrent state as arrays `[E, ...]`."""
@@ -167,6 +189,8 @@ class Seen(Protocol):
     def last_action(self) -> Array: ...
     @property
     def first(self) -> Array: ...
+    @property
+    def extra(self) -> dict[str, Array]: ...
 
 
 def seed_for(seed: int, stream: str, *indices: int) -> int:

@@ -20,14 +20,17 @@ import psutil
 import torch
 
 from beast import system
+from beast.assemble import assemble
 from beast.config import Config
 from beast.data import Batch, map_nested
-from beast.learner import Learner, Staged
+from beast.gradients import Gradients, Staged
+from beast.learner import Learner
+from beast.learning import STAGES
 from beast.policy import Policy
 from beast.run_folder import git_commit
 from beast.task import Task
 from beast.trace import Trace
-from beast.trainer import LEARNER_STAGES, Trainer
+from beast.trainer import Trainer
 from beast.unrolls import UnrollSpec
 from beast.weights import Weights
 from beast.workers import Board
@@ -51,7 +54,7 @@ class Measurement:
     """where a Chrome trace of the window goes"""
 
 
-def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: Measurement) -> dict[str, Any]:
+def measure(config: Config, task: Task, what: Measurement) -> dict[str, Any]:
     """Figures of a run in its steady window, and of each part alone.
 
     Returns:
@@ -62,10 +65,9 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
     """
     started = time.perf_counter()
     total_steps = max(config.learner.total_steps, LEAST_STEPS)
-    trainer = Trainer(config.replace(disable_checkpoint=True, total_steps=total_steps), task, None, live=False)
-    trace = Trace(trainer.board) if what.trace else None
-    if trace:
-        trainer.clock, trainer.workers.context = trace.clock, trace.context
+    trace = Trace() if what.trace else None
+    config = config.replace(disable_checkpoint=True, total_steps=total_steps)
+    trainer = assemble(config, task, None, live=False, trace=trace)
     snapshots: list[dict[str, Any]] = []
     first_update = float("nan")
 
@@ -81,7 +83,7 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
         trainer.stop()
 
     trainer.start_thread("observer", observe)
-    if trainer.run(host):
+    if trainer.run():
         raise KeyboardInterrupt
     before, after = snapshots
     whole = _whole(trainer, before, after) | {"first_update_s": first_update}
@@ -98,7 +100,7 @@ def measure(config: Config, task: Task, host: Callable[[Trainer], None], what: M
         figures["trace_too_small_for"] = trace.write(what.trace, before["at"], after["at"], trainer.workers.workers)
     if what.bound:
         alone = _alone(config, task, trainer, min(0.7, what.seconds / 15))
-        bound = _bound(alone, task.device, config.learner.trainer)
+        bound = _bound(alone, task)
         figures |= {"alone_us": alone, "bound_sps": bound, "efficiency": whole["sps"] / bound}
     return figures
 
@@ -114,11 +116,10 @@ def _wait(trainer: Trainer, seconds: float, updates: int) -> bool:
     return not trainer.stopping
 
 
-def _bound(alone: dict[str, float], device: torch.device, trainer: str) -> float:
+def _bound(alone: dict[str, float], task: Task) -> float:
     """Steps a second if nothing ever waited: of all cores, and of the GPU, which works beside them."""
-    on_device: set[str] = (
-        set() if device.type == "cpu" else {"learner", "inference"} if trainer == "polybeast" else {"learner"}
-    )
+    where = {"learner": task.device, "inference": task.acting_device}
+    on_device = {name for name, device in where.items() if device.type != "cpu"}
     on_cores = sum(value for name, value in alone.items() if name not in on_device)
     bound = system.usable_cores() * 1e6 / on_cores
     return min(bound, 1e6 / sum(alone[name] for name in on_device)) if on_device else bound
@@ -142,7 +143,7 @@ def _snapshot(trainer: Trainer) -> dict[str, Any]:
         "cpu": _cpu_seconds(trainer, own),
         "switches": switches,
         "pss_mb": pss / 1e6,
-        "more": trainer.more_counts(),
+        "more": trainer.crew.counts(),
         "lag": trainer.reports.lag(),
     }
 
@@ -200,13 +201,13 @@ def _whole(trainer: Trainer, before: dict[str, Any], after: dict[str, Any]) -> d
         "updates_per_s": (after["updates"] - before["updates"]) / wall,
         "worker_us": {name: per_step("workers", name) + per_step("clock", name) for name in acting}
         | {"wait": per_step("workers", "wait")},
-        "learner_us": {name: per_step("clock", name) for name in LEARNER_STAGES},
+        "learner_us": {name: per_step("clock", name) for name in STAGES},
         "cores_used": {role: spent("cpu", role) / wall for role in sorted(after["cpu"])},
         "cpu_us": {role: per_step("cpu", role) for role in sorted(after["cpu"])},
         "switches_per_s": (after["switches"] - before["switches"]) / wall,
         "pss_mb": after["pss_mb"],
         "policy_lag": after["lag"],
-        "inference": trainer.summarise(before["more"], after["more"]),
+        "inference": trainer.crew.summarise(before["more"], after["more"]),
     }
 
 
@@ -218,8 +219,11 @@ def _alone(config: Config, task: Task, trainer: Trainer, seconds: float) -> dict
     threads = torch.get_num_threads()
     system.use_compute_threads(1)
     act, close = _acting(config, task, trainer.weights)
-    staged = blank_batch(trainer.learner, trainer.store.spec, config.learner.batch_size, config.actors.unroll_length)
-    rounds = [act(seconds) | {"learner": time_learner(trainer.learner, staged, 2 * seconds)} for _ in range(1 + ROUNDS)]
+    gradients, learner = trainer.learning.gradients, trainer.learner
+    staged = blank_batch(gradients, trainer.store.spec, config.learner.batch_size, config.actors.unroll_length)
+    rounds = [
+        act(seconds) | {"learner": time_learner(gradients, learner, staged, 2 * seconds)} for _ in range(1 + ROUNDS)
+    ]
     close()
     system.use_compute_threads(threads)
     return {name: statistics.median(found[name] for found in rounds[1:]) for name in rounds[0]}  # the first warms up
@@ -229,10 +233,10 @@ def _acting(
     config: Config, task: Task, weights: Weights
 ) -> tuple[Callable[[float], dict[str, float]], Callable[[], None]]:
     """Environments and policy as an actor process has them; a function that times both, and one that closes them."""
-    on_gpu = task.device.type == "cuda" and config.learner.trainer == "polybeast"
+    on_gpu = task.acting_device.type != "cpu"
     # Of PolyBeast's environments half wait for a forward while the others step.
     num_envs = -(-config.actors.num_actors // (2 if on_gpu else config.actors.processes))
-    device = task.device if on_gpu else torch.device("cpu")
+    device = task.acting_device
     group = task.env.make_group(list(range(num_envs)))
     policy = Policy(task.model, task.dtype, weights, num_envs, device)
     policy.refresh()
@@ -245,9 +249,9 @@ def _acting(
         while not steps or time.perf_counter() < end:
             noise = policy.distribution.noise(generator, num_envs)
             start = now()
-            action, _ = policy.act(env, noise)
+            chosen = policy.act(env, noise)
             acted = now()
-            env = group.step(action)
+            env = group.step(chosen.action)
             spent["environment"] += now() - acted
             spent["inference"] += acted - start
             steps += num_envs
@@ -256,31 +260,33 @@ def _acting(
     return act, group.close
 
 
-def time_learner(learner: Learner, staged: Staged, seconds: float) -> float:
+def time_learner(gradients: Gradients, learner: Learner, staged: Staged, seconds: float) -> float:
     """Microseconds per agent step of updates from one batch over and over, publishing included."""
-    weights = Weights(learner.flat.numel(), learner.dtype)
-    now, updates = _clock(learner.device), 0
+    weights = Weights.like(learner.acting)
+    now, updates = _clock(gradients.device), 0
     start, end = now(), time.perf_counter() + seconds
     while not updates or time.perf_counter() < end:
-        learner.step(staged)
-        weights.publish(learner.flat, learner.updates)
+        for gradient in gradients.of(staged):
+            learner.apply(gradient)
+        weights.publish(learner.acting.parameters, learner.updates)
         updates += 1
     unroll_length, batch_size = staged.batch.action.shape[:2]
     return (now() - start) / (updates * unroll_length * batch_size) * 1e6
 
 
-def blank_batch(learner: Learner, spec: UnrollSpec, batch_size: int, unroll_length: int) -> Staged:
+def blank_batch(gradients: Gradients, spec: UnrollSpec, batch_size: int, unroll_length: int) -> Staged:
     """A batch of zeros in the store's layout: the learner's time does not depend on what is in it."""
     slots = map_nested(lambda s: torch.from_numpy(np.zeros(s.shape, s.dtype)), spec.slots(batch_size, unroll_length))
     observation = map_nested(
         lambda s, x: x if s.stack > 1 else x.transpose(0, 1).contiguous(), spec.observation, slots["observation"]
     )
+    by_slot = ("core_state", "actor")
     rows = {
-        name: slots[name].transpose(0, 1).contiguous()
+        name: map_nested(lambda x: x.transpose(0, 1).contiguous(), slots[name])
         for name in Batch._fields
-        if name not in ("observation", "core_state")
+        if name not in ("observation", *by_slot)
     }
-    return learner.stage(Batch(observation=observation, core_state=slots["core_state"], **rows))
+    return gradients.to_device(Batch(observation=observation, **{name: slots[name] for name in by_slot}, **rows))
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

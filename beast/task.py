@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
 import torch
 
-from beast.config import PRESETS, Config, ConfigError
-from beast.data import Nested
+from beast.config import PRESETS, Config, ConfigError, ModelConfig, algorithm_module
+from beast.crew import beast_module
+from beast.data import ArraySpec, Nested
 from beast.envs import EnvChoice
 from beast.policy import ModelChoice
 from beast.system import has_fast_bfloat16
@@ -27,6 +28,10 @@ class Task:
     device: torch.device
     dtype: torch.dtype
     """What models compute in, actors' and learner's alike."""
+    acting_device: torch.device
+    """Where actors' forwards run."""
+    columns: dict[str, ArraySpec] = field(default_factory=dict)
+    """Keys of `info` that are kept with each row."""
 
 
 def settle(values: dict[str, Any]) -> tuple[Config, Task]:
@@ -40,17 +45,23 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
     """
     # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
     asked = Config.from_flat(values | {"num_buffers": None})
-    choice = asked.environment.choice
+    algorithm = algorithm_module(asked.learner.algorithm)
+    columns = dict(getattr(getattr(algorithm, "Algorithm", None), "info_columns", {}))
+    beast = beast_module(asked.learner.trainer)
+    choice = replace(asked.environment.choice, columns=columns)
     group = choice.make_group([0])
     try:
         space = group.observation_space
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
         config = Config.from_flat(PRESETS[preset] | values)
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
-        model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space)
+        own = None if type(config.model) is ModelConfig else config.model
+        model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, own)
         model.build()  # a model that does not fit shows here, before a run folder is made
         device = _device(config.learner.device)
-        task = Task(choice, model, group.observation_spec, group.metric_names, device, _dtype(config, model, device))
+        acting = beast.acting_device(device)
+        dtype = _dtype(config, model, device, acting)
+        task = Task(choice, model, group.observation_spec, group.metric_names, device, dtype, acting, group.columns)
     finally:
         group.close()
     return config, task
@@ -88,13 +99,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(config: Config, model: ModelChoice, device: torch.device) -> torch.dtype:
+def _dtype(config: Config, model: ModelChoice, device: torch.device, acting: torch.device) -> torch.dtype:
     able = getattr(model.module(), "supports_bfloat16", False)
     if config.learner.precision == "bfloat16":
         if not able:
             raise ConfigError(f"--precision bfloat16: --model {model.model} does not support it (supports_bfloat16)")
         return torch.bfloat16
-    # Actors must agree with the learner on the format: MonoBeast's compute on the CPU, whatever the learner does.
-    on_cpu = device.type == "cpu" or config.learner.trainer == "monobeast"
+    # Actors must agree with the learner on the format, and may compute on the CPU, whatever the learner does.
+    on_cpu = "cpu" in (device.type, acting.type)
     fast = able and (not on_cpu or has_fast_bfloat16()) and (device.type == "cpu" or torch.cuda.is_bf16_supported())
     return torch.bfloat16 if config.learner.precision == "auto" and fast else torch.float32

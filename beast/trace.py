@@ -110,18 +110,18 @@ class TracedContext(Context):
 
 
 class Trace:
-    """All events of a run: give its `clock` to the trainer and its `context` to the workers before they start."""
+    """All events of a run, if `assemble` is given it."""
 
-    def __init__(self, board: Board, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
         self.clock = TracedClock()
-        self._board, self._capacity = board, capacity
+        self._capacity = capacity
         self._rings: dict[int, Ring] = {}
 
-    def context(self, index: int) -> Context:
+    def context(self, board: Board, index: int) -> Context:
         """For the worker at this place of the board; one after it, in the same place, goes on with its ring."""
         if index not in self._rings:
             self._rings[index] = Ring(self._capacity)
-        return TracedContext(self._board, index, self._rings[index])
+        return TracedContext(board, index, self._rings[index])
 
     def write(self, path: Path, start: float, end: float, workers: list[Worker]) -> list[str]:
         """Write what happened from `start` to `end`, blocks cut off there, as JSON for chrome://tracing and Perfetto.

@@ -13,14 +13,15 @@ import select
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing import reduction
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from beast.data import Array, ArraySpec, Batch, EnvOutput, Nested, flatten, map_nested
+from beast.data import Array, ArraySpec, Batch, Chosen, EnvOutput, Nested, flatten, map_nested
 from beast.shared import SharedArrays
 
 _INT = np.dtype(np.int32)
@@ -36,33 +37,40 @@ class UnrollSpec:
     num_params: int
     core_state: Nested
     metric_names: tuple[str, ...] = ()
+    extra: Mapping[str, ArraySpec] = field(default_factory=dict)
+    """Columns from the environment, a row each: keys of its `info` that it, or the algorithm, declares."""
+    agent_extra: Mapping[str, ArraySpec] = field(default_factory=dict)
+    """Columns from the model, a step each, that it declares."""
 
     def slots(self, num_buffers: int, unroll_length: int) -> dict[str, Any]:
         """Specs of the store's arrays, `[num_buffers, ...]`."""
 
-        def field(rows: int, shape: tuple[int, ...] = (), dtype: Any = np.float32) -> ArraySpec:
+        def column(rows: int, shape: tuple[int, ...] = (), dtype: Any = np.float32) -> ArraySpec:
             return ArraySpec((num_buffers, rows, *shape), np.dtype(dtype))
 
         def observation(spec: ArraySpec) -> ArraySpec:
             if spec.stack > 1:  # a blank frame, the history before row 0, a frame a row
-                return field(spec.stack + rows, spec.shape[1:], spec.dtype)
-            return field(rows, spec.shape, spec.dtype)
+                return column(spec.stack + rows, spec.shape[1:], spec.dtype)
+            return column(rows, spec.shape, spec.dtype)
 
         steps, rows = unroll_length, unroll_length + 1
         return {
             "observation": map_nested(observation, self.observation),
-            "reward": field(rows),
-            "terminated": field(rows, dtype=bool),
-            "truncated": field(rows, dtype=bool),
-            "first": field(rows, dtype=bool),
-            "last_action": field(rows, self.action.shape, self.action.dtype),
-            "action": field(steps, self.action.shape, self.action.dtype),
-            "behaviour_logits": field(steps, (self.num_params,)),
-            "policy_version": field(steps, dtype=np.int64),
+            "reward": column(rows),
+            "terminated": column(rows, dtype=bool),
+            "truncated": column(rows, dtype=bool),
+            "first": column(rows, dtype=bool),
+            "last_action": column(rows, self.action.shape, self.action.dtype),
+            "action": column(steps, self.action.shape, self.action.dtype),
+            "behaviour_logits": column(steps, (self.num_params,)),
+            "policy_version": column(steps, dtype=np.int64),
             "core_state": map_nested(lambda s: ArraySpec((num_buffers, *s.shape), s.dtype), self.core_state),
-            "episode_return": field(rows),
-            "episode_steps": field(rows),
-            "metrics": field(rows, (len(self.metric_names),)),
+            "episode_return": column(rows),
+            "episode_steps": column(rows),
+            "metrics": column(rows, (len(self.metric_names),)),
+            "actor": ArraySpec((num_buffers,), np.dtype(np.int32)),
+            "extra": {name: column(rows, s.shape, s.dtype) for name, s in self.extra.items()},
+            "agent_extra": {name: column(steps, s.shape, s.dtype) for name, s in self.agent_extra.items()},
         }
 
 
@@ -72,6 +80,8 @@ class Episode(NamedTuple):
     episode_return: float
     episode_steps: int
     metrics: dict[str, float]
+    actor: int = -1
+    """The number of the actor that played it."""
 
 
 class UnrollWriter:
@@ -81,8 +91,9 @@ class UnrollWriter:
         self._arrays = arrays
         self._stacks = map_nested(lambda s: s.stack, spec.observation)
 
-    def begin(self, slots: Array, core_state: Nested) -> None:
-        """Store the recurrent state `[E, ...]` that the policy has before row 0."""
+    def begin(self, slots: Array, core_state: Nested, actors: tuple[int, ...]) -> None:
+        """Store who writes these slots, and the recurrent state `[E, ...]` that the policy has before row 0."""
+        self._arrays["actor"][slots] = actors
         for array, state in zip(flatten(self._arrays["core_state"]), flatten(core_state), strict=True):
             array[slots] = state
 
@@ -107,12 +118,17 @@ class UnrollWriter:
         arrays["episode_return"][slots, row] = env.episode_return
         arrays["episode_steps"][slots, row] = env.episode_steps
         arrays["metrics"][slots, row] = env.metrics
+        for name, array in arrays["extra"].items():
+            array[slots, row] = env.extra[name]
 
-    def write_agent(self, slots: Array, row: int, action: Array, behaviour_logits: Array, policy_version: int) -> None:
+    def write_agent(self, slots: Array, row: int, chosen: Chosen, policy_version: int) -> None:
         """Store the policy's side of a row, and the version of the weights that chose."""
-        self._arrays["action"][slots, row] = action
-        self._arrays["behaviour_logits"][slots, row] = behaviour_logits
-        self._arrays["policy_version"][slots, row] = policy_version
+        arrays = self._arrays
+        arrays["action"][slots, row] = chosen.action
+        arrays["behaviour_logits"][slots, row] = chosen.logits
+        arrays["policy_version"][slots, row] = policy_version
+        for name, array in arrays["agent_extra"].items():
+            array[slots, row] = chosen.extra[name]
 
 
 class StoreClosed(EOFError):
@@ -280,7 +296,7 @@ class UnrollStore:
             _readable(self._full_read, remaining)
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
-        """Copy slots into a batch (a stacked observation still as frames, see `restack`), then free them."""
+        """Copy slots into a batch (a stacked observation still as frames, see `restack`); they stay taken until `free`."""
         index = torch.tensor(slots)
 
         def rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -290,17 +306,23 @@ class UnrollStore:
             return tensor.index_select(0, index) if spec.stack > 1 else rows(tensor)
 
         tensors = self._tensors
+        by_slot = {
+            name: map_nested(lambda x: x.index_select(0, index), tensors[name]) for name in ("core_state", "actor")
+        }
         batch = Batch(
             observation=map_nested(observation, self.spec.observation, tensors["observation"]),
-            core_state=map_nested(lambda tensor: tensor.index_select(0, index), tensors["core_state"]),
-            **{name: rows(tensors[name]) for name in Batch._fields if name not in ("observation", "core_state")},
+            **by_slot,
+            **{
+                name: map_nested(rows, tensors[name]) for name in Batch._fields if name not in ("observation", *by_slot)
+            },
         )
-        episodes = self._episodes(slots)
-        # Only now, when all of it is read, may anyone write these slots again.
+        return batch, self._episodes(slots)
+
+    def free(self, slots: list[int]) -> None:
+        """Give slots back that were read; from now on workers may write them again."""
         with self._lock:
             self._free.extend(slots)
             self._hand_out()
-        return batch, episodes
 
     def _episodes(self, slots: list[int]) -> list[Episode]:
         returns = self.arrays["episode_return"][slots, 1:]  # row 0 is the row T of the unroll before
@@ -310,6 +332,7 @@ class UnrollStore:
                 float(returns[b, t]),
                 int(self.arrays["episode_steps"][slots[b], t + 1]),
                 dict(zip(names, self.arrays["metrics"][slots[b], t + 1].tolist(), strict=True)),
+                int(self.arrays["actor"][slots[b]]),
             )
             for b, t in np.argwhere(~np.isnan(returns))
         ]

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from beast.algorithms import algorithm_of
 from beast.config import algorithm_module
-from beast.learner import Learner
+from beast.flat import FlatModel
+from beast.gradients import Gradients
+from beast.learner import Learner, master_parameters
 from beast.profile import blank_batch, time_learner
 from beast.system import keep_freed_memory, use_compute_threads
 from beast.task import settle
@@ -35,16 +38,16 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
     flags = {"env": "PongNoFrameskip-v4", "model": model, "precision": precision, "batch_size": batch_size}
     config, task = settle(flags)
     network = task.model.build()
-    spec = task.model.unroll_spec(network, task.observation, task.metric_names)
-    learner = Learner(
-        network, task.model.distribution(), algorithm_module(config.learner.algorithm).loss, config.loss,
-        config.optimiser, task.observation, config.learner.total_steps, task.device, task.dtype,
-    )  # fmt: skip
+    spec = task.model.unroll_spec(network, task.observation, task.metric_names, task.columns)
+    masters = master_parameters(network)
+    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
+    gradients = Gradients(FlatModel(network, task.device, task.dtype), algorithm, task.observation, task.device)
+    learner = Learner(gradients, config.optimiser, config.learner.total_steps, masters)
     first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
     first.register_forward_pre_hook(lambda _, x: (x[0].contiguous(memory_format=LAYOUTS[layout]),))
-    staged = blank_batch(learner, spec, batch_size, config.actors.unroll_length)
-    time_learner(learner, staged, 0.0)  # warms up
-    microseconds = time_learner(learner, staged, seconds)
+    staged = blank_batch(gradients, spec, batch_size, config.actors.unroll_length)
+    time_learner(gradients, learner, staged, 0.0)  # warms up
+    microseconds = time_learner(gradients, learner, staged, seconds)
     use_compute_threads(threads)
     settings = {"model": model, "precision": precision, "batch_size": batch_size, "layout": layout}
     return settings | {"device": str(task.device), "us_per_step": microseconds, "sps": 1e6 / microseconds}

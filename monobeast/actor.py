@@ -32,8 +32,8 @@ class Actors:
         done = False
         while not done:
             with watch.stage("inference"):
-                action, logits = policy.act(group.env, group.noise)
-            done = group.step(action, logits, version)
+                chosen = policy.act(group.env, group.noise)
+            done = group.step(chosen, version)
             if watch.stopping:
                 return False
         return True

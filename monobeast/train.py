@@ -4,35 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from beast.actors import ActorArguments, Unwatched, spread
-from beast.trainer import Trainer
-from beast.unrolls import UnrollWriter, WorkerPort
+from beast.config import Config
+from beast.crew import Crew, WorkerPlan
+from beast.task import Task
+from beast.unrolls import UnrollSpec, UnrollWriter, WorkerPort
+from beast.weights import Weights
 from monobeast import actor
 
 
-def host(trainer: Trainer) -> None:
-    """Add the actors to a run."""
-    config, task = trainer.config, trainer.task
+def acting_device(device: torch.device) -> torch.device:
+    """Actors run their own forwards on the CPU, wherever the learner is."""
+    return torch.device("cpu")
 
-    def arguments(actors: tuple[int, ...], incarnation: int) -> ActorArguments:
-        return ActorArguments(
-            task.env, task.model, actors, config.run.seed, incarnation, config.actors.unroll_length
-        )  # fmt: skip
+
+def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew:
+    """One plan an actor process; in serial mode all actors in this process."""
+
+    def arguments(actors: tuple[int, ...], life: int) -> ActorArguments:
+        return ActorArguments(task.env, task.model, actors, config.run.seed, life, config.actors.unroll_length)
 
     if config.actors.serial:
-        everyone, watch = tuple(range(config.actors.num_actors)), Unwatched(lambda: trainer.stopping, trainer.clock)
+        everyone = tuple(range(config.actors.num_actors))
 
-        def make(writer: UnrollWriter, incarnation: int) -> actor.Actors:
-            return actor.Actors(arguments(everyone, incarnation), task.dtype, trainer.weights, writer, watch)
+        def make(writer: UnrollWriter, life: int, watch: Unwatched) -> actor.Actors:
+            return actor.Actors(arguments(everyone, life), task.dtype, weights, writer, watch)
 
-        trainer.set_serial(make)
-        return
+        return Crew(serial=make)
 
-    for index, actors in enumerate(spread(config.actors.num_actors, config.actors.processes)):
+    def plan(index: int, actors: tuple[int, ...]) -> WorkerPlan:
+        def of_life(ports: list[WorkerPort], life: int) -> tuple[Any, ...]:
+            return ports, arguments(actors, life), task.dtype, weights
 
-        def make_arguments(
-            ports: list[WorkerPort], incarnation: int, actors: tuple[int, ...] = actors
-        ) -> tuple[Any, ...]:
-            return ports, arguments(actors, incarnation), task.dtype, trainer.weights
+        return WorkerPlan(f"actor process {index}", actor.run, of_life, (len(actors),))
 
-        trainer.add_worker(f"actor process {index}", actor.run, [len(actors)], make_arguments)
+    hosted = spread(config.actors.num_actors, config.actors.processes)
+    return Crew([plan(index, actors) for index, actors in enumerate(hosted)])

@@ -193,8 +193,8 @@ class Inference:
         if self._has_state:
             state = map_nested(lambda leaf: torch.cat([leaf[p] for p in places]), self._core_state)
             self._leave_states(places, post.opening)
-        action, logits, state = policy.forward(post, post.noise, state)
-        a.mailbox.reply(places, action, logits, policy.version)
+        chosen, state = policy.forward(post, post.noise, state)
+        a.mailbox.reply(places, chosen, policy.version)
         if self._has_state:
             for leaf, new in zip(flatten(self._core_state), flatten(state), strict=True):
                 for p, part in zip(places, new.split([p.stop - p.start for p in places]), strict=True):

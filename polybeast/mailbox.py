@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from beast.data import Array, ArraySpec, EnvOutput, Nested, flatten, map_nested
+from beast.data import Array, ArraySpec, Chosen, EnvOutput, Nested, flatten, map_nested
 from beast.shared import SharedArrays
 from beast.unrolls import UnrollSpec
 
@@ -40,6 +40,8 @@ class Post(NamedTuple):
     noise: Array
     opening: Array
     """`[n]` bool: row 0 of an unroll, the state before it is wanted, and weights may change here."""
+    extra: dict[str, Array]
+    """`[n, ...]` by name: columns from the environment."""
 
 
 class Mailbox:
@@ -63,6 +65,8 @@ class Mailbox:
                 "first": place(dtype=bool),
                 "noise": place((noise_size,)),
                 "opening": place(dtype=bool),
+                "extra": {name: place(s.shape, s.dtype) for name, s in spec.extra.items()},
+                "agent_extra": {name: place(s.shape, s.dtype) for name, s in spec.agent_extra.items()},
                 "action": place(spec.action.shape, spec.action.dtype),
                 "behaviour_logits": place((spec.num_params,)),
                 "policy_version": place(dtype=np.int64),
@@ -93,12 +97,15 @@ class Mailbox:
             ("opening", opening),
         ):
             arrays[name][places] = value
+        for name, array in arrays["extra"].items():
+            array[places] = env.extra[name]
 
-    def answer(self, places: slice) -> tuple[Array, Array, int]:
-        """A group's actions, the logits they were drawn from, and the version of the policy."""
+    def answer(self, places: slice) -> tuple[Chosen, int]:
+        """What was chosen for a group, and the version of the policy that did."""
         arrays = self._arrays
-        version = int(arrays["policy_version"][places.start])
-        return arrays["action"][places], arrays["behaviour_logits"][places], version
+        extra = {name: array[places] for name, array in arrays["agent_extra"].items()}
+        chosen = Chosen(arrays["action"][places], arrays["behaviour_logits"][places], extra)
+        return chosen, int(arrays["policy_version"][places.start])
 
     def core_state(self, places: slice) -> Nested:
         """The recurrent state before the row just answered, where that was an opening one."""
@@ -133,14 +140,17 @@ class Mailbox:
 
         return Post(*(map_nested(like, self._arrays[name]) for name in Post._fields))
 
-    def reply(self, groups: list[slice], action: Array, logits: Array, version: int) -> None:
+    def reply(self, groups: list[slice], chosen: Chosen, version: int) -> None:
         """Leave the answers."""
+        arrays = self._arrays
         start = 0
         for places in groups:
             part = slice(start, start + places.stop - places.start)
-            self._arrays["action"][places] = action[part]
-            self._arrays["behaviour_logits"][places] = logits[part]
-            self._arrays["policy_version"][places] = version
+            arrays["action"][places] = chosen.action[part]
+            arrays["behaviour_logits"][places] = chosen.logits[part]
+            arrays["policy_version"][places] = version
+            for name, array in arrays["agent_extra"].items():
+                array[places] = chosen.extra[name][part]
             start = part.stop
 
     def leave_state(self, places: slice, leaves: list[Array]) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 
 from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
+from beast.config import Config
+from beast.crew import Crew, WorkerPlan
 from beast.data import Array, Nested
 from beast.system import use_compute_threads
-from beast.trainer import Trainer
-from beast.unrolls import UnrollWriter, WorkerPort
+from beast.task import Task
+from beast.unrolls import UnrollSpec, UnrollWriter, WorkerPort
+from beast.weights import Weights
 from polybeast import env_worker, inference
 from polybeast.env_worker import Lines, RemoteActors, places_of
 from polybeast.inference import Inference, InferenceArguments, Statistics
@@ -20,19 +23,23 @@ from polybeast.mailbox import Line, Mailbox
 MOST_WORKERS = 100
 
 
-def host(trainer: Trainer) -> None:
-    """Add environment workers and inference to a run."""
-    config, task = trainer.config, trainer.task
+def acting_device(device: torch.device) -> torch.device:
+    """Inference runs all forwards where the learner is."""
+    return device
+
+
+def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew:
+    """One plan an environment worker, and inference; in serial mode everything in this process."""
     everyone = tuple(range(config.actors.num_actors))
     hosted = [everyone] if config.actors.serial else spread(config.actors.num_actors, config.actors.processes)
-    groups_of = [_parts(actors, _groups(len(hosted), trainer)) for actors in hosted]
+    groups_of = [_parts(actors, _groups(len(hosted), config, task)) for actors in hosted]
     all_groups = [(worker, group) for worker, groups in enumerate(groups_of) for group in groups]
-    mailbox = Mailbox(trainer.store.spec, task.model.distribution().noise_size, config.actors.num_actors)
+    mailbox = Mailbox(spec, task.model.distribution().noise_size, config.actors.num_actors)
     serving = InferenceArguments(
         model=task.model,
         dtype=task.dtype,
         device=task.device,
-        weights=trainer.weights,
+        weights=weights,
         mailbox=mailbox,
         requests=Line(),
         answers=[Line() for _ in groups_of],
@@ -44,67 +51,52 @@ def host(trainer: Trainer) -> None:
         sync_every_step=config.inference.weights_sync == "step",
         statistics=Statistics(config.actors.num_actors),
     )
-    trainer.more_counts, trainer.summarise = serving.statistics.counts, Statistics.summary
+    counts, summarise = serving.statistics.counts, Statistics.summary
 
-    def arguments(actors: tuple[int, ...], incarnation: int) -> ActorArguments:
-        return ActorArguments(
-            task.env, task.model, actors, config.run.seed, incarnation, config.actors.unroll_length
-        )  # fmt: skip
+    def arguments(actors: tuple[int, ...], life: int) -> ActorArguments:
+        return ActorArguments(task.env, task.model, actors, config.run.seed, life, config.actors.unroll_length)
 
     if config.actors.serial:
-        watch = Unwatched(lambda: trainer.stopping, trainer.clock)
-        served = Inference(serving, watch)
 
-        def make(writer: UnrollWriter, incarnation: int) -> Serial:
-            return Serial(arguments(everyone, incarnation), mailbox, writer, watch, served)
+        def make(writer: UnrollWriter, life: int, watch: Unwatched) -> Serial:
+            return Serial(arguments(everyone, life), mailbox, writer, watch, Inference(serving, watch))
 
-        trainer.set_serial(make)
-        return
+        return Crew(serial=make, counts=counts, summarise=summarise)
 
-    number = 0
-    for worker, groups in enumerate(groups_of):
-        numbers = list(range(number, number + len(groups)))
-        number += len(groups)
+    def plan(worker: int, groups: list[tuple[int, ...]]) -> WorkerPlan:
+        numbers = [number for number, (owner, _) in enumerate(all_groups) if owner == worker]
         lines = Lines(serving.requests, serving.answers[worker])
 
-        def make_arguments(
-            ports: list[WorkerPort],
-            incarnation: int,
-            groups: list[tuple[int, ...]] = groups,
-            numbers: list[int] = numbers,
-            lines: Lines = lines,
-        ) -> tuple[Any, ...]:
-            return ports, numbers, [arguments(actors, incarnation) for actors in groups], mailbox, lines
+        def of_life(ports: list[WorkerPort], life: int) -> tuple[Any, ...]:
+            return ports, numbers, [arguments(actors, life) for actors in groups], mailbox, lines
 
-        trainer.add_worker(f"env worker {worker}", env_worker.run, [len(g) for g in groups], make_arguments)
+        return WorkerPlan(f"env worker {worker}", env_worker.run, of_life, tuple(len(group) for group in groups))
 
+    workers = [plan(worker, groups) for worker, groups in enumerate(groups_of)]
     in_process = config.inference.inference == "process"
-    if in_process and len(groups_of) > MOST_WORKERS:
-        trainer.reports.tell(f"inference runs in a thread: a process can serve {MOST_WORKERS} workers at most")
-        in_process = False
-    if in_process:
-        trainer.add_worker("inference process", inference.run, [], lambda ports, _: (ports, serving))
-    else:
-        served = Inference(serving, trainer.clock)
+    if in_process and len(groups_of) <= MOST_WORKERS:
+        workers.append(WorkerPlan("inference process", inference.run, lambda ports, _: (ports, serving)))
+        return Crew(workers, counts=counts, summarise=summarise)
+    note = (f"inference runs in a thread: a process can serve {MOST_WORKERS} workers at most",) if in_process else ()
 
-        def serve() -> None:
-            use_compute_threads(1)
-            # On a GPU, a stream of its own: forwards do not queue behind the learner's kernels.
-            stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-            with torch.cuda.stream(stream):
-                served.serve(lambda: trainer.stopping, lambda: None)
+    def serve(watch: Unwatched) -> None:
+        use_compute_threads(1)
+        # On a GPU, a stream of its own: forwards do not queue behind the learner's kernels.
+        stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            Inference(serving, watch).serve(lambda: watch.stopping, lambda: None)
 
-        trainer.start_thread("inference", serve)
+    return Crew(workers, threads={"inference": serve}, counts=counts, summarise=summarise, notes=note)
 
 
-def _groups(workers: int, trainer: Trainer) -> int:
+def _groups(workers: int, config: Config, task: Task) -> int:
     """Into how many a worker's environments are split: of two, one steps while the other's forward runs.
 
     Where forwards run on the cores that workers step on, another worker does as well, and larger batches are worth more.
     """
-    if trainer.config.actors.serial:
+    if config.actors.serial:
         return 1
-    return 2 if workers == 1 or trainer.task.device.type != "cpu" else 1
+    return 2 if workers == 1 or task.device.type != "cpu" else 1
 
 
 def _parts(actors: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:

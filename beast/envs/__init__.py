@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 
+from beast.data import ArraySpec
 from beast.envs import atari
 from beast.envs.base import EnvError, EnvGroup, group_of
 from beast.names import NoSuchModule, import_named
@@ -29,6 +30,8 @@ class EnvChoice:
     env: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     full_action_set: bool = False
+    columns: dict[str, ArraySpec] = field(default_factory=dict)
+    """Keys of `info` that the algorithm wants beside those that the environment declares."""
 
     @property
     def is_atari(self) -> bool:
@@ -47,7 +50,12 @@ class EnvChoice:
         """
         if self.is_atari:
             return atari.make_group(
-                self.env, seeds, evaluation=evaluation, full_action_set=self.full_action_set, **self.env_kwargs
+                self.env,
+                seeds,
+                self.columns,
+                evaluation=evaluation,
+                full_action_set=self.full_action_set,
+                **self.env_kwargs,
             )
         make = self._maker()
         try:
@@ -61,8 +69,8 @@ class EnvChoice:
         if not isinstance(first, gymnasium.Env):
             what = "a VectorEnv" if isinstance(first, VectorEnv) else f"{first!r:.80}"
             raise EnvError(f"{self.env} returned {what}: return one gymnasium.Env, actors make as many as they need")
-        made = iter([first])
-        return group_of([lambda: next(made, None) or make()] * len(seeds), seeds)
+        made = [first]  # an environment may be false by itself (`__len__`), so nothing here asks for its truth
+        return group_of([lambda: made.pop() if made else make()] * len(seeds), seeds, self.columns)
 
     def make_single(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """One environment that renders, with the observations of `make_group`."""

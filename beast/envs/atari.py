@@ -9,11 +9,13 @@ Here a lost life only ends the return; the game goes on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from beast.data import ArraySpec
 from beast.envs.base import EnvError, EnvGroup
 
 ACTION_REPEAT = 4
@@ -38,13 +40,14 @@ def find_spec(env_id: str) -> Any:
 
 
 def make_group(
-    env_id: str, seeds: list[int], *, evaluation: bool = False, full_action_set: bool = False,
-    noop_max: int = 30, **overrides: Any,
+    env_id: str, seeds: list[int], columns: Mapping[str, ArraySpec] | None = None, *, evaluation: bool = False,
+    full_action_set: bool = False, noop_max: int = 30, **overrides: Any,
 ) -> EnvGroup:  # fmt: skip
     """Games in one process, stepped by one thread.
 
     Args:
         seeds: one a game.
+        columns: see `EnvGroup`.
         evaluation: lives do not end returns.
         full_action_set: all 18 actions instead of the game's own.
         noop_max: at most so many no-ops after a reset.
@@ -77,7 +80,7 @@ def make_group(
         raise EnvError(f"{env_id}: no ROM for {spec.kwargs['game']} (pip install --force-reinstall ale-py)") from error
     # Its frame stacks are blank before an episode's first frame, as the store's are.
     stack = vector.observation_space.shape[1] if vector.grayscale and vector.observation_space.shape else 1
-    return EnvGroup(vector, seeds, stack=stack, lives_end_returns=not evaluation)
+    return EnvGroup(vector, seeds, stack=stack, lives_end_returns=not evaluation, columns=columns)
 
 
 def make_single(

@@ -6,6 +6,7 @@ adds what training needs: first rows, unclipped full-game returns, and the envir
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -29,14 +30,16 @@ class EnvGroup:
         stack: over 1 if the observation is one Box whose axis 0 holds that many successive frames, blank before an
             episode's first.
         lives_end_returns: a lost life (`info["lives"]` falls) sets `terminated`, without any reset.
+        columns: keys of `info` to hand on with each row, beside those that the environment declares itself.
 
     Raises:
         EnvError: if the vector environment resets on the same step, or not at all, or its spaces are not supported.
     """
 
     def __init__(
-        self, vector: VectorEnv[Any, Any, Any], seeds: list[int], stack: int = 1, lives_end_returns: bool = False
-    ) -> None:
+        self, vector: VectorEnv[Any, Any, Any], seeds: list[int], stack: int = 1, lives_end_returns: bool = False,
+        columns: Mapping[str, ArraySpec] | None = None,
+    ) -> None:  # fmt: skip
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
             raise EnvError(f"vector environments must use AutoresetMode.NEXT_STEP, this one has {mode}")
@@ -45,7 +48,8 @@ class EnvGroup:
         self.observation_space = vector.single_observation_space
         self.action_space = vector.single_action_space
         self.observation_spec = spec_of(self.observation_space, stack)
-        self.metric_names = metric_names(vector)
+        self.metric_names = tuple(_attribute(vector, "metric_names", ()))
+        self.columns = _columns(_attribute(vector, "info_columns", {})) | dict(columns or {})
         self._seeds = seeds
         self._lives_end_returns = lives_end_returns
         try:
@@ -75,7 +79,7 @@ class EnvGroup:
         reward = np.zeros(self.num_envs, np.float32)
         return EnvOutput(
             self._checked(observation), reward, never, never, ~never, self._no_action,
-            self._nothing, self._nothing, self._no_metrics,
+            self._nothing, self._nothing, self._no_metrics, self._extra(infos),
         )  # fmt: skip
 
     def step(self, actions: Array) -> EnvOutput:
@@ -113,8 +117,27 @@ class EnvGroup:
             self._lives = lives
         return EnvOutput(
             self._checked(observation), reward, terminated, truncated & ~terminated, first, last_action,
-            episode_return, episode_steps, metrics,
+            episode_return, episode_steps, metrics, self._extra(infos),
         )  # fmt: skip
+
+    def _extra(self, infos: dict[str, Any]) -> dict[str, Array]:
+        """The columns of this row, `[E, ...]`; zero where an environment's info has no such key."""
+        return {name: self._column(name, spec, infos) for name, spec in self.columns.items()}
+
+    def _column(self, name: str, spec: ArraySpec, infos: dict[str, Any]) -> Array:
+        column = np.zeros((self.num_envs, *spec.shape), spec.dtype)
+        if name not in infos:
+            return column
+        has = infos.get(f"_{name}", np.ones(self.num_envs, bool))
+        for i in np.flatnonzero(has):
+            value = np.asarray(infos[name][i])
+            if value.shape != spec.shape or not np.can_cast(value.dtype, spec.dtype, "same_kind"):
+                raise EnvError(
+                    f"the environment's info[{name!r}] has shape {value.shape} and dtype {value.dtype}, its column is "
+                    f"declared with {spec.shape} and {spec.dtype}: mend one of them"
+                )
+            column[i] = value
+        return column
 
     def _metrics(self, infos: dict[str, Any], over: Array) -> Array:
         if not self.metric_names:
@@ -183,7 +206,7 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
             ) from error
 
 
-def group_of(envs: list[Any], seeds: list[int]) -> EnvGroup:
+def group_of(envs: list[Any], seeds: list[int], columns: Mapping[str, ArraySpec] | None = None) -> EnvGroup:
     """An EnvGroup over single Gymnasium environments, stepped one after the other.
 
     Args:
@@ -193,7 +216,7 @@ def group_of(envs: list[Any], seeds: list[int]) -> EnvGroup:
     def checked(make: Any) -> Any:
         return lambda: Checked(make())
 
-    return EnvGroup(SyncVectorEnv([checked(make) for make in envs], copy=False), seeds)
+    return EnvGroup(SyncVectorEnv([checked(make) for make in envs], copy=False), seeds, columns=columns)
 
 
 def spec_of(space: gymnasium.Space[Any], stack: int = 1) -> Nested:
@@ -216,12 +239,21 @@ def spec_of(space: gymnasium.Space[Any], stack: int = 1) -> Nested:
     )
 
 
-def metric_names(vector: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
-    """The info keys that an environment wants logged at each episode's end: its attribute `metric_names`."""
+def _attribute(vector: VectorEnv[Any, Any, Any], name: str, default: Any) -> Any:
+    """What an environment, or one that it wraps, declares by an attribute: `metric_names`, `info_columns`."""
     for env in getattr(vector, "envs", ()):
         with_names = env
         while with_names is not None:
-            if names := getattr(with_names, "metric_names", None):
-                return tuple(names)
+            if found := getattr(with_names, name, None):
+                return found
             with_names = getattr(with_names, "env", None)
-    return tuple(getattr(vector, "metric_names", ()))
+    return getattr(vector, name, default)
+
+
+def _columns(declared: Mapping[str, gymnasium.Space[Any]]) -> dict[str, ArraySpec]:
+    """Specs of the columns that an environment declares by their spaces."""
+    specs = {name: spec_of(space) for name, space in declared.items()}
+    for name, spec in specs.items():
+        if not isinstance(spec, ArraySpec):
+            raise EnvError(f"the environment's info_columns[{name!r}] must be one array, got {declared[name]}")
+    return specs

@@ -1,0 +1,131 @@
+"""A run's parts, made in order and handed to each other. This is the only place that knows everybody."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beast.algorithms import algorithm_of
+from beast.config import Config, algorithm_module
+from beast.crew import Crew, WorkerPlan, beast_module
+from beast.evaluate import Evaluator
+from beast.finite import SkippedUpdates
+from beast.flat import FlatModel
+from beast.gradients import Gradients
+from beast.learner import Learner, master_parameters
+from beast.learning import Learning
+from beast.ranks import Ranks
+from beast.replay import Past
+from beast.reporter import Reporter
+from beast.reports import Reports
+from beast.serial import SAME_PAST, Serial
+from beast.signals import Wishes
+from beast.sources import Source, StoreSource
+from beast.system import keep_freed_memory, use_compute_threads
+from beast.task import Task
+from beast.trace import Clock, Trace
+from beast.trainer import Trainer, compute_threads
+from beast.unrolls import UnrollStore, WorkerPort
+from beast.weights import Weights
+from beast.workers import Board, Context, Worker, Workers
+
+
+def assemble(
+    config: Config, task: Task, folder: Path | None, state: dict[str, Any] | None = None, live: bool | None = None,
+    trace: Trace | None = None, ranks: Ranks | None = None,
+) -> Trainer:  # fmt: skip
+    """Make everything that a run needs; no process is started, and no environment made.
+
+    Args:
+        config, task: as `settle` made them.
+        folder: of the run; None writes nothing (profile, tests).
+        state: a checkpoint to go on from.
+        live: see `Reports`.
+        trace: keeps who did what when.
+        ranks: who learns the same policy; None: this process alone.
+
+    Raises:
+        RuntimeError: if the checkpoint is of another model.
+        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made.
+    """
+    keep_freed_memory()
+    torch.manual_seed(config.run.seed)
+    use_compute_threads(compute_threads(config, task))
+    ranks = ranks or Ranks()
+    life = (
+        int(state["resumes"]) + 1 if state else 0
+    ) * 1_000_000  # distinct for each life of a process over all resumes
+
+    model, distribution = task.model.build(), task.model.distribution()
+    spec = task.model.unroll_spec(model, task.observation, task.metric_names, task.columns)
+    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, distribution)
+    masters = master_parameters(model)
+    acting = FlatModel(model, task.device, task.dtype)
+    gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
+    learner = Learner(gradients, config.optimiser, config.learner.total_steps, masters)
+    if state:
+        learner.load_state_dict(state["learner"])
+
+    reports = Reports(
+        folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
+        start_step=learner.steps, live=live, title=f"{config.environment.env}  {config.learner.model}",
+    )  # fmt: skip
+    skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
+    clock = trace.clock if trace else Clock()
+    weights, store = Weights.like(acting), UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
+    crew: Crew = beast_module(config.learner.trainer).crew(task, config, spec, weights)
+    source: Source = StoreSource(store, config.learner.batch_size, clock)
+    source = crew.source(source) if crew.source else source
+    reporter = Reporter(reports, skipped, late=task.device.type != "cpu")
+    learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
+    learning.publish()
+
+    board = Board(len(crew.workers) + 1)  # the last place is the evaluator's
+    workers = Workers(board, config.run.max_restarts, config.run.actor_timeout, reports.tell)
+    workers.context = partial(trace.context if trace else Context, board)
+    evaluator = Evaluator(task, config, weights, learner.steps) if config.run.eval_every and ranks.first else None
+    past = Past(life)
+    if state:
+        reports.load_state_dict(state["reports"])
+        workers.restarts, skipped.count = state["restarts"], state["skipped_updates"]
+        if config.actors.serial and "past" in state:
+            if changed := [name for name in SAME_PAST if config.flat()[name] != state["config"][name]]:
+                reports.tell(f"--{changed[0]} is not what it was: this run goes on with fresh episodes")
+            else:
+                past = Past.from_state(state["past"])
+                source.load_state_dict(state["source"])
+
+    def start_workers() -> None:
+        port = 0
+        for index, plan in enumerate(crew.workers):
+            workers.add(_worker(plan, index, port, store, life))
+            port += len(plan.groups)
+        if evaluator:
+            evaluator.start(workers, index=len(crew.workers))
+
+    trainer = Trainer(
+        config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
+        store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
+        clock=clock, resumes=life // 1_000_000, torch_rng=state["torch_rng"] if state else None, wishes=Wishes(),
+        evaluator=evaluator,
+    )  # fmt: skip
+    if crew.serial:
+        trainer.serial = Serial(store, config.actors.num_actors, crew.serial, trainer.watch, past, life)
+    return trainer
+
+
+def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:
+    """A place for a plan's process: with fresh ports at each of its lives, which are taken back at its death."""
+    numbers = range(first_port, first_port + len(plan.groups))
+
+    def arguments(restarts: int) -> tuple[Any, ...]:
+        ports: list[WorkerPort] = [store.attach(n, group) for n, group in zip(numbers, plan.groups, strict=True)]
+        return plan.arguments(ports, life + restarts)
+
+    def on_exit() -> str:
+        return f"{sum(store.detach(number) for number in numbers)} unfinished unrolls discarded"
+
+    return Worker(plan.name, index, plan.target, arguments, on_exit)

@@ -1,0 +1,125 @@
+"""Optimisers by name: pure functions of one flat float32 vector. Nothing changes in place, so a step may be refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Moments = dict[str, torch.Tensor]
+"""Vectors `[P]` float32, by name."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Optimiser"""
+
+    optimiser: str = "rmsprop"
+    """rmsprop, as in the paper, or adam"""
+    learning_rate: float = 6e-4
+    """step size at the start"""
+    learning_rate_schedule: str = "linear"
+    """linear: the learning rate falls to 0 over total_steps; constant: it stays as it is"""
+    alpha: float = 0.99
+    """RMSProp: decay of the running mean of squared gradients"""
+    momentum: float = 0.0
+    """RMSProp: momentum; 0 means none"""
+    epsilon: float = 0.01
+    """RMSProp: small constant, outside the square root (torch) or inside it (tf)"""
+    rmsprop_form: str = "torch"
+    """torch: PyTorch's RMSProp; tf: TensorFlow 1's, as in the paper's code (the mean square starts at 1, epsilon is inside
+    the root)"""
+    adam_beta1: float = 0.9
+    """Adam: decay of the running mean of gradients"""
+    adam_beta2: float = 0.999
+    """Adam: decay of the running mean of squared gradients"""
+    adam_epsilon: float = 1e-5
+    """Adam: small constant outside the square root"""
+    grad_norm_clipping: float = 40.0
+    """largest global norm of the gradient, longer ones are scaled down to it; 0 means no clip"""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("optimiser", tuple(OPTIMISERS)),
+            ("learning_rate_schedule", ("linear", "constant")),
+            ("rmsprop_form", ("torch", "tf")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"--{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("learning_rate", "epsilon", "adam_epsilon"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+        for name in ("alpha", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.grad_norm_clipping < 0:
+            raise ValueError(f"--grad_norm_clipping must not be negative (0 means none), got {self.grad_norm_clipping}")
+
+
+class Optimiser(Protocol):
+    """What `OPTIMISERS` holds, once it is given its settings."""
+
+    def start(self, parameters: torch.Tensor) -> Moments:
+        """The moments before the first step."""
+
+    def step(
+        self, parameters: torch.Tensor, gradient: torch.Tensor, moments: Moments, learning_rate: float
+    ) -> tuple[torch.Tensor, Moments]:
+        """New parameters `[P]` and new moments; the arguments stay as they are."""
+
+
+class RMSProp:
+    """RMSProp in PyTorch's form or TensorFlow 1's, with momentum as each of them has it."""
+
+    def __init__(self, config: OptimiserConfig) -> None:
+        self._config, self._tf = config, config.rmsprop_form == "tf"
+
+    def start(self, parameters: torch.Tensor) -> Moments:
+        square = torch.ones_like(parameters) if self._tf else torch.zeros_like(parameters)
+        return {"mean_square": square} | ({"momentum": torch.zeros_like(parameters)} if self._config.momentum else {})
+
+    def step(
+        self, parameters: torch.Tensor, gradient: torch.Tensor, moments: Moments, learning_rate: float
+    ) -> tuple[torch.Tensor, Moments]:
+        c = self._config
+        square = (moments["mean_square"] * c.alpha).addcmul_(gradient, gradient, value=1 - c.alpha)
+        if self._tf:  # its momentum holds steps, learning rate included
+            scaled = gradient * (square + c.epsilon).rsqrt_()
+            if not c.momentum:
+                return parameters - scaled.mul_(learning_rate), {"mean_square": square}
+            momentum = (moments["momentum"] * c.momentum).add_(scaled, alpha=learning_rate)
+            return parameters - momentum, {"mean_square": square, "momentum": momentum}
+        root = square.sqrt().add_(c.epsilon)
+        if not c.momentum:
+            return parameters.addcdiv(gradient, root, value=-learning_rate), {"mean_square": square}
+        momentum = (moments["momentum"] * c.momentum).addcdiv_(gradient, root)
+        return parameters.add(momentum, alpha=-learning_rate), {"mean_square": square, "momentum": momentum}
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1): both means corrected for their start at zero."""
+
+    def __init__(self, config: OptimiserConfig) -> None:
+        self._config = config
+
+    def start(self, parameters: torch.Tensor) -> Moments:
+        zeros = torch.zeros_like(parameters)
+        ones = parameters.new_ones(())
+        # The powers of both betas are moments too: a refused step then does not count.
+        return {"mean": zeros, "mean_square": zeros.clone(), "power1": ones, "power2": ones.clone()}
+
+    def step(
+        self, parameters: torch.Tensor, gradient: torch.Tensor, moments: Moments, learning_rate: float
+    ) -> tuple[torch.Tensor, Moments]:
+        c = self._config
+        mean = moments["mean"].lerp(gradient, 1 - c.adam_beta1)
+        square = (moments["mean_square"] * c.adam_beta2).addcmul_(gradient, gradient, value=1 - c.adam_beta2)
+        power1, power2 = moments["power1"] * c.adam_beta1, moments["power2"] * c.adam_beta2
+        root = (square / (1 - power2)).sqrt_().add_(c.adam_epsilon)
+        step = (mean / (1 - power1)).div_(root)
+        fresh = {"mean": mean, "mean_square": square, "power1": power1, "power2": power2}
+        return parameters.sub(step, alpha=learning_rate), fresh
+
+
+OPTIMISERS: dict[str, type[RMSProp] | type[Adam]] = {"rmsprop": RMSProp, "adam": Adam}
