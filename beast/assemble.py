@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from beast.actors import Unwatched
 from beast.algorithms import algorithm_of
 from beast.config import Config, algorithm_module
 from beast.crew import Crew, WorkerPlan, beast_module
@@ -106,15 +107,15 @@ def assemble(
         if evaluator:
             evaluator.start(workers, index=len(crew.workers))
 
-    trainer = Trainer(
+    wishes = Wishes()
+    watch = Unwatched(lambda: wishes.stopping, clock)
+    serial = Serial(store, config.actors.num_actors, crew.serial, watch, past, life) if crew.serial else None
+    return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
-        clock=clock, resumes=life // 1_000_000, torch_rng=state["torch_rng"] if state else None, wishes=Wishes(),
-        evaluator=evaluator,
+        clock=clock, resumes=life // 1_000_000, torch_rng=state["torch_rng"] if state else None, wishes=wishes,
+        watch=watch, serial=serial, evaluator=evaluator,
     )  # fmt: skip
-    if crew.serial:
-        trainer.serial = Serial(store, config.actors.num_actors, crew.serial, trainer.watch, past, life)
-    return trainer
 
 
 def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:

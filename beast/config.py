@@ -277,7 +277,7 @@ class Config:
             "environment": EnvironmentConfig,
             "actors": ActorsConfig,
             "learner": LearnerConfig,
-            "model": getattr(model_module(model), "Config", ModelConfig) if model else ModelConfig,
+            "model": getattr(model_module(model).Model, "Config", ModelConfig) if model else ModelConfig,
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
             "inference": InferenceConfig,

@@ -20,8 +20,6 @@ class Gradient(NamedTuple):
     """`[P]` float32: of the model's parameters, then of the algorithm's. Not finite if anything that it comes from is not."""
     sums: torch.Tensor
     """float32: what the forward saw, for the running statistics (`FlatModel.merge`)."""
-    steps: int
-    """Agent steps that it accounts for: of several passes over a batch the first one alone has any."""
     metrics: dict[str, torch.Tensor]
     """Scalars by name, among them `total_loss`."""
 
@@ -80,7 +78,7 @@ class Gradients:
         gradient is not either. (The reward is looked at itself, because clipping makes an ordinary one of an infinite one.)
         """
         batch = self._rebuild(staged)
-        steps, grad, vector = batch.action.shape[0] * batch.action.shape[1], self._grad, self._vector
+        grad, vector, number = self._grad, self._vector, 0
         inputs = [batch.reward, *flatten(staged.batch.observation)]
         passes = self.algorithm.losses(self._forward, batch)
         while True:
@@ -95,8 +93,8 @@ class Gradients:
             if grad.dtype != vector.dtype:
                 vector[: grad.numel()].copy_(grad)
             vector[:1].mul_(torch.where(all_finite([loss, *inputs]), 1.0, torch.nan))
-            yield Gradient(vector, self._sums(before, bool(steps)), steps, {**metrics, "total_loss": loss})
-            steps, inputs = 0, []
+            yield Gradient(vector, self._sums(before, count=number == 0), {**metrics, "total_loss": loss})
+            number, inputs = number + 1, []
 
     @property
     def parts(self) -> tuple[FlatModel, FlatModel]:

@@ -57,10 +57,14 @@ class Learner:
         return self._config.learning_rate * max(0.0, 1.0 - self.steps / self._total_steps)
 
     @torch.no_grad()
-    def apply(self, gradient: Gradient) -> Update:
+    def apply(self, gradient: Gradient, steps: int) -> Update:
         """Make one update, or skip it if the gradient is not finite. Never waits for the device; the gradient is used up.
 
         Skipped, everything stays bit for bit as it was, while `steps` and `updates`, which the host counts, go on.
+
+        Args:
+            gradient: over all ranks and micro-batches.
+            steps: agent steps that it accounts for; of several passes over a batch the first one alone has any.
         """
         vector, norm = gradient.vector, torch.linalg.vector_norm(gradient.vector)  # finite if all of it is
         finite = norm.isfinite()
@@ -79,7 +83,7 @@ class Learner:
             if old.numel():
                 torch.where(finite, part.statistics, old, out=part.statistics)
         self._hand_over()
-        self.steps += gradient.steps
+        self.steps += steps
         self.updates += 1
         return Update(self.updates, {**gradient.metrics, "grad_norm": norm, "finite": finite})
 

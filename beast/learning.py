@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from beast.gradients import Gradient, Gradients, Staged
-from beast.learner import Learner
+from beast.learner import Learner, Update
 from beast.ranks import Ranks
 from beast.reporter import Reporter
 from beast.sources import Source, Work
@@ -63,7 +63,10 @@ class Learning:
                 return False
             lags = self.learner.updates - work.versions
             with self.clock.stage("learn"):
-                updates = [self.learner.apply(self._ranks.sum(gradient)) for gradient in self._passes(work, staged)]
+                updates: list[Update] = []
+                for gradient in self._passes(work, staged):
+                    steps = 0 if updates else work.steps * self._ranks.size
+                    updates.append(self.learner.apply(self._ranks.sum(gradient), steps))
             with self.clock.stage("publish"):
                 self.publish()
             self.source.done(work)

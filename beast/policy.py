@@ -33,7 +33,7 @@ class ModelChoice:
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
     config: Any = None
-    """The model module's own `Config`; None if it has none."""
+    """The model's own `Config`; None if it has none."""
 
     def module(self) -> Any:
         """The class that the name stands for.
@@ -82,7 +82,7 @@ class ModelChoice:
 
 
 def model_module(name: str) -> Any:
-    """The module of a model: it defines `Model`, and may define `Config` (see `models/base.py`).
+    """The module of a model: it defines `Model` (see `models/base.py`).
 
     Raises:
         ModelError: if there is none.

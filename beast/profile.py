@@ -267,7 +267,7 @@ def time_learner(gradients: Gradients, learner: Learner, staged: Staged, seconds
     start, end = now(), time.perf_counter() + seconds
     while not updates or time.perf_counter() < end:
         for gradient in gradients.of(staged):
-            learner.apply(gradient)
+            learner.apply(gradient, 0)
         weights.publish(learner.acting.parameters, learner.updates)
         updates += 1
     unroll_length, batch_size = staged.batch.action.shape[:2]

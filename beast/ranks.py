@@ -8,11 +8,13 @@ from beast.gradients import Gradient
 class Ranks:
     """A learner alone."""
 
+    size = 1
+    """How many there are."""
     first = True
     """Whether this one has the run folder, the reports, the checkpoints and the evaluator."""
 
     def sum(self, gradient: Gradient) -> Gradient:
-        """A gradient added over all ranks: vectors, sums and steps. All ranks call it as often as each other."""
+        """A gradient added over all ranks, vectors and sums. All ranks call it as often as each other."""
         return gradient
 
     def any(self, wish: bool) -> bool:

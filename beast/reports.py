@@ -82,7 +82,8 @@ class Reports:
                         self._env.setdefault(name, deque(maxlen=WINDOW)).append(value)
 
     def add_update(self, metrics: dict[str, torch.Tensor], policy_lags: torch.Tensor) -> None:
-        """One update's scalars, left on their device, and the lags of its steps (int64, on the CPU, in updates).
+        """One update's scalars, left on their device, and the lags of its steps (int64, on the CPU, in updates; there
+        may be none).
 
         Safe from several threads; never waits for a device.
         """
@@ -90,8 +91,10 @@ class Reports:
             for name, value in metrics.items():
                 total, count = self._sums.get(name, (0.0, 0))
                 self._sums[name] = total + value.detach().float(), count + 1
-            number, lags, most = self._lags
-            self._lags = number + policy_lags.numel(), lags + int(policy_lags.sum()), max(most, int(policy_lags.max()))
+            if policy_lags.numel():
+                number, lags, most = self._lags
+                most = max(most, int(policy_lags.max()))
+                self._lags = number + policy_lags.numel(), lags + int(policy_lags.sum()), most
 
     def lag(self) -> dict[str, float]:
         """`mean` and `max` of the policy lag in updates since the last report; if there was no update, before it."""

@@ -14,13 +14,22 @@ DOUBLE_SIGNAL = 0.5  # seconds within which a second signal is the same one
 
 
 class Wishes:
-    """What a person asked of a run by signals. Handlers only set these: the loop looks ten times a second."""
+    """What is asked of a run, by signals or by code. Whoever asks only sets these: the loop looks ten times a second."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         """The signal that ends the run."""
+        self.stop = False
+        """To end soon, and cleanly."""
         self.save = False
         """A checkpoint now."""
+        self.ending = False
+        """The run has left its loop."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to end, for whatever reason."""
+        return self.ending or self.stop or self.signal is not None
 
 
 @contextmanager

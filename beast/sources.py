@@ -15,8 +15,10 @@ from beast.unrolls import Episode, UnrollStore
 class Work(NamedTuple):
     """One unit for the learner: what is done with it is published, saved and stopped as a whole."""
 
+    steps: int
+    """Agent steps that count: those that nobody has learned from before."""
     versions: torch.Tensor
-    """int64, any shape: the version of the policy that acted, for each step; on the CPU."""
+    """int64, any shape: the version of the policy that acted, for each of those steps; on the CPU."""
     episodes: list[Episode]
     """Full games that ended in it."""
     batch: Batch | None = None
@@ -67,7 +69,7 @@ class StoreSource:
         with self._clock.stage("batch"):
             batch, episodes = self._store.read(slots)
             self._store.free(slots)
-        return Work(batch.policy_version, episodes, batch)
+        return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch)
 
     def done(self, work: Work) -> None:
         pass

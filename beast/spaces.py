@@ -28,7 +28,7 @@ def to_plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": list(space.shape)}
+        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
     if isinstance(space, spaces.Text):
         characters = "".join(sorted(space.character_set))
         return {"type": "Text", "min_length": space.min_length, "max_length": space.max_length, "charset": characters}

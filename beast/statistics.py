@@ -40,8 +40,8 @@ class RunningStatistics(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
-        """Note what was seen: `[..., size]`. Where axis 0 is time (`[T+1, B, size]`), row 0 was row T of the unroll before."""
-        seen = (x[1:] if x.ndim > 2 else x).reshape(-1, self.size).float() - self.mean
+        """Note what was seen: `[..., size]`. A row that two unrolls share counts in both."""
+        seen = x.reshape(-1, self.size).float() - self.mean
         count = torch.full((1,), float(len(seen)), device=seen.device)
         self._sums = torch.cat([count, seen.sum(0), seen.square().sum(0)])
 

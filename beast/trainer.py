@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,18 +57,15 @@ class Trainer:
     torch_rng: torch.Tensor | None
     """State of PyTorch's generator, to be set when all models are made, which draw; None: as it is."""
     wishes: Wishes
-    watch: Unwatched = field(init=False)
+    watch: Unwatched
     """What actors and threads in this process report to."""
     serial: Serial | None = None
     evaluator: Evaluator | None = None
 
     def __post_init__(self) -> None:
-        self.watch = Unwatched(lambda: self.stopping, self.clock)
         self._threads: list[threading.Thread] = []
         self._reported = self.learner.updates
         self._wake = threading.Event()
-        self._ending = False
-        self._asked_to_stop = False
         self._failure: BaseException | None = None
 
     # -- the run ------------------------------------------------------------------------------------------------------
@@ -138,11 +136,11 @@ class Trainer:
     def _finished(self) -> bool:
         if self._failure is not None:
             raise self._failure
-        return self._asked_to_stop or self.wishes.signal is not None or self._complete
+        return self.stopping or self._complete
 
     def _over(self) -> bool:
         """Whether learner threads have nothing more to do. What was begun when a person asked to stop is finished."""
-        return self._ending or self._complete
+        return self.wishes.ending or self._complete
 
     @property
     def _complete(self) -> bool:
@@ -151,7 +149,7 @@ class Trainer:
     @property
     def stopping(self) -> bool:
         """Whether the run is to end, for whatever reason."""
-        return self._ending or self._asked_to_stop or self.wishes.signal is not None
+        return self.wishes.stopping
 
     def _learn_all(self) -> None:
         while not self._finished() and self.learning.once(0.0, self._over):
@@ -159,7 +157,7 @@ class Trainer:
 
     def stop(self) -> None:
         """End the run soon, and cleanly."""
-        self._asked_to_stop = True
+        self.wishes.stop = True
         self.board.stop()
         self._wake.set()
 
@@ -240,7 +238,7 @@ class Trainer:
 
     def _shut_down(self) -> None:
         """Actors, evaluator, learner threads, checkpoint, reports; nothing is left behind."""
-        self._ending = True
+        self.wishes.ending = True
         try:
             self.workers.stop(STOP_DEADLINE)
         except Exception as error:  # whatever it is, what was learned is worth more

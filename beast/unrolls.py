@@ -8,6 +8,7 @@ that a killed process could keep, and what a dead worker held is known exactly: 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import threading
@@ -25,6 +26,8 @@ from beast.data import Array, ArraySpec, Batch, Chosen, EnvOutput, Nested, flatt
 from beast.shared import SharedArrays
 
 _INT = np.dtype(np.int32)
+_F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+_PIPE_SIZE = 1 << 16  # bytes that a pipe holds if nobody asks for more
 _CHUNK = select.PIPE_BUF // _INT.itemsize  # integers that one write moves atomically
 
 
@@ -233,8 +236,13 @@ class UnrollStore:
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def attach(self, worker: int, group: int) -> WorkerPort:
-        """Open a port for a worker that writes `group` unrolls at a time."""
+        """Open a port for a worker that writes `group` unrolls at a time.
+
+        Raises:
+            MemoryError: if no pipe can hold two groups of slots, which are handed out before anyone reads.
+        """
         free_read, free_write = os.pipe()
+        _make_room(free_write, 2 * group * _INT.itemsize)
         with self._lock:
             self._pipes[worker] = free_read, free_write
             self._groups[worker] = group
@@ -369,6 +377,18 @@ class UnrollStore:
             self._groups.clear()
             os.close(self._full_read)
             os.close(self._full_write)
+
+
+def _make_room(pipe: int, size: int) -> None:
+    """Let a pipe hold `size` bytes, so that whoever writes as much never waits."""
+    if size <= _PIPE_SIZE:
+        return
+    try:
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, size)
+    except OSError as error:
+        raise MemoryError(
+            f"a pipe of {size:,} bytes cannot be had ({error}): raise --num_actor_processes, so that each hosts fewer actors"
+        ) from error
 
 
 def _readable(fd: int, timeout: float) -> bool:

@@ -2,14 +2,18 @@
 
 The contract, for a model of your own (`--model my_pkg.my_module`): the module defines `Model`, a `torch.nn.Module` with
 
-    __init__(self, observation_space, action_space, use_lstm: bool)
+    __init__(self, observation_space, action_space, use_lstm: bool)    with a `Config`: also config
     initial_state(self, batch_size: int) -> tuple          recurrent state, any nesting of tensors, every leaf [B, ...]
     forward(self, inputs: ModelInput, core_state) -> (ModelOutput, core_state)
 
 `inputs` holds [T, B, ...] tensors; T is 1 when acting. Where `inputs.first[t, b]` is set, the state of b is zeroed
 before row t. A model without memory returns `()` from `initial_state` and hands `core_state` back. Set
 `supports_bfloat16 = True` on the class if its weights may be bfloat16 (then convert inputs to the weights' dtype); it is
-float32 otherwise. Subclassing `ActorCritic` and writing `torso` alone is the short way (see `examples/`).
+float32 otherwise. Subclassing `ActorCritic` and writing `torso` alone is the short way (see `models/mlp.py`).
+
+The class may also have `Config`, a frozen dataclass whose fields become flags; and `columns`, a dict of ArraySpec by name:
+arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).
+`beast.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
 """
 
 from __future__ import annotations

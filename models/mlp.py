@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -15,13 +16,27 @@ from models.base import ActorCritic
 
 
 class Model(ActorCritic):
-    """FC 128, tanh, FC 128, tanh; with the LSTM, clipped reward and last action go in beside the features."""
+    """FC, tanh, FC, tanh; with the LSTM, clipped reward and last action go in beside the features."""
 
-    def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
-        super().__init__(observation_space, action_space, use_lstm, width=128, feed_last_step=use_lstm)
+    @dataclass(frozen=True)
+    class Config:
+        """Model (mlp)"""
+
+        hidden_size: int = 128
+        """units in each of both hidden layers"""
+
+        def __post_init__(self) -> None:
+            if self.hidden_size < 1:
+                raise ValueError(f"--hidden_size must be at least 1, got {self.hidden_size}")
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
+    ) -> None:  # fmt: skip
+        size = config.hidden_size
+        super().__init__(observation_space, action_space, use_lstm, width=size, feed_last_step=use_lstm)
         self._space = observation_space
-        self.fc1 = nn.Linear(_width(observation_space), 128)
-        self.fc2 = nn.Linear(128, 128)
+        self.fc1 = nn.Linear(_width(observation_space), size)
+        self.fc2 = nn.Linear(size, size)
 
     def torso(self, observation: Nested) -> torch.Tensor:
         x = torch.cat(_vectors(self._space, observation, self.dtype), dim=-1)
