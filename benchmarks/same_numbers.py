@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not cases:
         parser.error(f"no case matches {values.only}; there are: {'; '.join(case.name for case in CASES)}")
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, _checked_out(values.against, Path(scratch) / "other") as other:
+    with tempfile.TemporaryDirectory() as scratch, checked_out(values.against, Path(scratch) / "other") as other:
         folders = [Path(scratch) / name for name in ("theirs", "ours")]
         processes = [_start(checkout, folder, cases) for checkout, folder in zip((other, ROOT), folders, strict=True)]
         for process in processes:
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _checked_out(commit: str, folder: Path) -> Any:
+def checked_out(commit: str, folder: Path) -> Any:
     """A commit's files in a folder, which may go without git knowing of it."""
     archive = subprocess.run(["git", "archive", "--format=tar", commit], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:
