@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from beast.actors import Unwatched
 from beast.algorithms import algorithm_of
+from beast.callbacks import Callbacks, callback_module
 from beast.config import Config, algorithm_module
 from beast.crew import Crew, WorkerPlan, beast_module
 from beast.evaluate import Evaluator
@@ -36,7 +38,7 @@ from beast.workers import Board, Context, Worker, Workers
 
 def assemble(
     config: Config, task: Task, folder: Path | None, state: dict[str, Any] | None = None, live: bool | None = None,
-    trace: Trace | None = None, ranks: Ranks | None = None,
+    trace: Trace | None = None, ranks: Ranks | None = None, callbacks: Sequence[Any] = (),
 ) -> Trainer:  # fmt: skip
     """Make everything that a run needs; no process is started, and no environment made.
 
@@ -47,6 +49,7 @@ def assemble(
         live: see `Reports`.
         trace: keeps who did what when.
         ranks: who learns the same policy; None: this process alone.
+        callbacks: objects of the caller's, beside the module that `--callback` names.
 
     Raises:
         RuntimeError: if the checkpoint is of another model.
@@ -80,7 +83,9 @@ def assemble(
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, spec, weights)
     source: Source = StoreSource(store, config.learner.batch_size, clock)
     source = crew.source(source) if crew.source else source
-    reporter = Reporter(reports, skipped, late=task.device.type != "cpu")
+    named = [callback_module(config.run.callback)] if config.run.callback else []
+    heard = Callbacks([*named, *callbacks])
+    reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
     learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()
 
@@ -114,7 +119,7 @@ def assemble(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
         clock=clock, resumes=life // 1_000_000, torch_rng=state["torch_rng"] if state else None, wishes=wishes,
-        watch=watch, serial=serial, evaluator=evaluator,
+        watch=watch, callbacks=heard, serial=serial, evaluator=evaluator,
     )  # fmt: skip
 
 

@@ -176,12 +176,20 @@ class RunConfig:
     """seconds without a sign of life after which a process counts as hung and is replaced"""
     max_skipped_updates: int = 10
     """in a row, for NaN or infinity in loss, gradient, observation or reward, before the run gives up"""
+    stop_at_return: float | None = None
+    """end the run, with a checkpoint, once the mean return of the last 100 full games has come to X; none: never"""
+    max_minutes: float | None = None
+    """end the run, with a checkpoint, X minutes after this start; none: never"""
+    callback: str | None = None
+    """my_package.my_module with functions that hear of updates, episodes and checkpoints, and may stop the run
+    (beast/callbacks.py)"""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
         _at_least(self, 1, "eval_episodes", "max_skipped_updates")
-        for name in ("checkpoint_every", "report_every", "actor_timeout"):
-            if getattr(self, name) <= 0:
+        for name in ("checkpoint_every", "report_every", "actor_timeout", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
         _one_of(self, "preset", ("auto", *PRESETS))
         if self.xpid is not None and (self.xpid in ("", ".", "..", "latest", "auto") or "/" in self.xpid):

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from beast import checkpoint
+from beast.agent import Agent
 from beast.config import Config
-from beast.data import Array, EnvOutput, map_nested
+from beast.data import Array
 from beast.envs import EnvError
 from beast.policy import Policy, seed_for
 from beast.system import keep_freed_memory, use_compute_threads
@@ -26,7 +27,7 @@ GAMES_AT_ONCE = 16
 
 
 def play(
-    task: Task, policy: Policy, episodes: int, seed: int, deterministic: bool, alive: Callable[[], bool] = lambda: True
+    task: Task, agent: Agent, episodes: int, seed: int, alive: Callable[[], bool] = lambda: True
 ) -> tuple[list[float], list[int]]:
     """Unclipped returns and lengths (agent steps) of `episodes` full games, with the recurrent state carried along.
 
@@ -36,14 +37,12 @@ def play(
     num_envs = min(episodes, GAMES_AT_ONCE)
     quota = np.array([len(share) for share in np.array_split(np.arange(episodes), num_envs)])
     group = task.env.make_group([seed_for(seed, "evaluation", i) for i in range(num_envs)], evaluation=True)
-    generator = np.random.default_rng(seed_for(seed, "evaluation actions"))
     returns: list[float] = []
     lengths: list[int] = []
     try:
         env = group.reset()
         while quota.any() and alive():
-            noise = None if deterministic else policy.distribution.noise(generator, num_envs)
-            env = group.step(policy.act(env, noise).action)
+            env = group.step(agent.choose(env.observation, env.reward, env.first, env.extra).action)
             for i in np.flatnonzero(~np.isnan(env.episode_steps) & (quota > 0)):
                 quota[i] -= 1
                 returns.append(float(env.episode_return[i]))
@@ -69,14 +68,11 @@ def from_checkpoint(
     keep_freed_memory()
     use_compute_threads(1)  # more help little with so few games, and fight whoever trains beside
 
-    def policy(num_envs: int) -> Policy:
-        made = Policy(task.model, task.dtype, None, num_envs)
-        load_model(made, state["learner"]["model"], path)
-        return made
-
+    policy = Policy(task.model, task.dtype, None, 1)
+    load_model(policy, state["learner"]["model"], path)
     if video is not None:  # first, because what is wrong with rendering shows at once
-        record(task, policy(1), seed, deterministic, video)
-    returns, lengths = play(task, policy(min(episodes, GAMES_AT_ONCE)), episodes, seed, deterministic)
+        record(task, Agent(policy, deterministic, seed_for(seed, "video")), seed, video)
+    returns, lengths = play(task, Agent(policy, deterministic, seed_for(seed, "evaluation actions")), episodes, seed)
     return {
         "env": config.environment.env,
         "model": config.learner.model,
@@ -103,7 +99,7 @@ def load_model(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> No
         raise checkpoint.CheckpointError(f"{path} holds another model than its config names: {line}") from error
 
 
-def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: Path) -> Path:
+def record(task: Task, agent: Agent, seed: int, folder: Path) -> Path:
     """Play one episode and write it as `episode.mp4`; returns the file's path.
 
     Raises:
@@ -116,13 +112,11 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
         env = task.env.make_single(render_mode="rgb_array")
     except (TypeError, gymnasium.error.Error) as error:
         raise EnvError(f"--video: {task.env.env} cannot be made with render_mode='rgb_array': {error}") from error
-    generator = np.random.default_rng(seed_for(seed, "video"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "episode.mp4"
     writer = None
     observation, _ = env.reset(seed=seed_for(seed, "video env"))
-    spec = policy.distribution.action_spec
-    reward, first, over, action = 0.0, True, False, np.zeros((1, *spec.shape), spec.dtype)
+    reward, over = 0.0, False
     try:
         while not over:
             image = _picture(env, task.env.env)
@@ -133,10 +127,9 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
                 if not writer.isOpened():
                     raise OSError(f"OpenCV cannot write {path}")
             writer.write(image[..., ::-1])
-            noise = None if deterministic else policy.distribution.noise(generator, 1)
-            action = policy.act(_one(observation, reward, action, first), noise).action
-            observation, reward, terminated, truncated, _ = env.step(policy.distribution.to_env(action)[0])  # type: ignore[assignment]
-            first, over = False, terminated or truncated
+            action = agent.act(observation, reward)
+            observation, reward, terminated, truncated, _ = env.step(action)  # type: ignore[assignment]
+            over = terminated or truncated
     finally:
         if writer is not None:
             writer.release()
@@ -153,17 +146,6 @@ def _picture(env: Any, name: str) -> Array:
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         raise EnvError(f"--video: render() of {name} returned no picture [H, W, 3]")
     return image
-
-
-def _one(observation: Any, reward: float, last_action: Array, first: bool) -> EnvOutput:
-    """A single environment's step as a group of one."""
-    nothing = np.full(1, np.nan, np.float32)
-    no = np.zeros(1, bool)
-    batched = map_nested(lambda x: np.asarray(x)[None], observation)
-    rewards, firsts = np.array([reward], np.float32), np.array([first])
-    return EnvOutput(
-        batched, rewards, no, no, firsts, last_action, nothing, nothing, np.zeros((1, 0), np.float32)
-    )  # fmt: skip
 
 
 class Evaluator:
@@ -211,7 +193,7 @@ def _evaluator(
 ) -> None:
     use_compute_threads(1)
     keep_freed_memory()
-    policy = Policy(task.model, task.dtype, weights, min(episodes, GAMES_AT_ONCE))
+    policy = Policy(task.model, task.dtype, weights, 1)
     context.beat(1)
     while not context.stopping:
         context.beat()
@@ -219,12 +201,13 @@ def _evaluator(
             continue
         step = inbox.recv()
         policy.refresh()
-        policy.forget()
+        seed_now = seed_for(seed, "evaluation", step)
+        agent = Agent(policy, seed=seed_for(seed_now, "evaluation actions"))
 
         def alive() -> bool:
             context.beat()
             return not context.stopping
 
-        returns, _ = play(task, policy, episodes, seed_for(seed, "evaluation", step), False, alive)
+        returns, _ = play(task, agent, episodes, seed_now, alive)
         if alive():
             outbox.send((step, returns))

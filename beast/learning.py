@@ -70,7 +70,7 @@ class Learning:
             with self.clock.stage("publish"):
                 self.publish()
             self.source.done(work)
-            self.reporter.add(work, lags, updates)
+            self.reporter.add(self.learner.steps, work, lags, updates)
         return True
 
     def _passes(self, work: Work, staged: Staged | None) -> Iterable[Gradient]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium
@@ -32,8 +32,8 @@ class ModelChoice:
     use_lstm: bool
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
-    config: Any = None
-    """The model's own `Config`; None if it has none."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the model's own `Config`, by field; plain values, so that who only passes this on need not import the model."""
 
     def module(self) -> Any:
         """The class that the name stands for.
@@ -51,8 +51,9 @@ class ModelChoice:
             ModelError: if the model does not fit the spaces.
         """
         try:
-            own = {} if self.config is None else {"config": self.config}
-            model: nn.Module = self.module()(self.observation_space, self.action_space, self.use_lstm, **own)
+            model_class = self.module()
+            own = {"config": model_class.Config(**self.settings)} if hasattr(model_class, "Config") else {}
+            model: nn.Module = model_class(self.observation_space, self.action_space, self.use_lstm, **own)
         except ValueError as error:
             raise ModelError(f"--model {self.model}: {error}") from error
         return model
@@ -114,6 +115,7 @@ class Policy:
         self, choice: ModelChoice, dtype: torch.dtype, weights: Weights | None, num_envs: int,
         device: torch.device | None = None,
     ) -> None:  # fmt: skip
+        self.choice = choice
         self.device = device or torch.device("cpu")
         self._flat = FlatModel(choice.build().eval().requires_grad_(False), self.device, dtype)
         self.model = self._flat.model

@@ -101,6 +101,11 @@ class Reports:
         with self._lock:
             return _mean_max(*self._lags) or self._last_lag
 
+    @property
+    def window_full(self) -> bool:
+        """Whether the means are over as many games as they are meant to be."""
+        return len(self._games) == WINDOW
+
     # -- what is said about it ----------------------------------------------------------------------------------------
 
     def report(

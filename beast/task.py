@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
 import torch
 
-from beast.config import PRESETS, Config, ConfigError, ModelConfig, algorithm_module
+from beast.config import PRESETS, Config, ConfigError, algorithm_module
 from beast.crew import beast_module
 from beast.data import ArraySpec, Nested
 from beast.envs import EnvChoice
@@ -55,8 +56,8 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
         config = Config.from_flat(PRESETS[preset] | values)
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
-        own = None if type(config.model) is ModelConfig else config.model
-        model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, own)
+        settings = dataclasses.asdict(config.model)
+        model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
         model.build()  # a model that does not fit shows here, before a run folder is made
         device = _device(config.learner.device)
         acting = beast.acting_device(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 
 from beast import checkpoint
 from beast.actors import Unwatched
+from beast.callbacks import Callbacks
 from beast.checkpoint import CheckpointError
 from beast.config import Config
 from beast.crew import Crew
@@ -59,6 +61,7 @@ class Trainer:
     wishes: Wishes
     watch: Unwatched
     """What actors and threads in this process report to."""
+    callbacks: Callbacks
     serial: Serial | None = None
     evaluator: Evaluator | None = None
 
@@ -115,6 +118,7 @@ class Trainer:
         run = self.config.run
         next_report = time.monotonic() + run.report_every
         next_checkpoint = time.monotonic() + 60 * run.checkpoint_every
+        end = time.monotonic() + 60 * (run.max_minutes or math.inf)
         while not self._finished():
             if self.serial is not None:
                 self.serial.round()
@@ -126,8 +130,12 @@ class Trainer:
             if self.evaluator and self.evaluator.due(self.learner.steps):
                 self.evaluator.request(self.learner.steps)
             now = time.monotonic()
+            if now >= end:
+                self._stop_for(f"--max_minutes {run.max_minutes:g} are over")
+            if self.callbacks.stop:
+                self._stop_for("a callback asked for the end")
             if now >= next_report:
-                self.report()
+                self._look_at(self.report())
                 next_report = now + run.report_every
             if now >= next_checkpoint or self.wishes.save:
                 self._save_and_go_on()
@@ -154,6 +162,15 @@ class Trainer:
     def _learn_all(self) -> None:
         while not self._finished() and self.learning.once(0.0, self._over):
             pass
+
+    def _look_at(self, row: dict[str, float]) -> None:
+        wanted, reached = self.config.run.stop_at_return, row.get("mean_episode_return")
+        if wanted is not None and reached is not None and reached >= wanted and self.reports.window_full:
+            self._stop_for(f"a mean return of {reached:.2f} is --stop_at_return {wanted:g} or more")
+
+    def _stop_for(self, reason: str) -> None:
+        self.reports.tell(f"{reason}: the run ends")
+        self.stop()
 
     def stop(self) -> None:
         """End the run soon, and cleanly."""
@@ -222,7 +239,10 @@ class Trainer:
             }
         if self.serial is not None:
             state |= {"past": self.serial.state_dict(), "source": self.learning.source.state_dict()}
-        return checkpoint.save(self.folder, state, state["learner"]["steps"], self.config.run.keep_checkpoints)
+        step = state["learner"]["steps"]
+        path = checkpoint.save(self.folder, state, step, self.config.run.keep_checkpoints)
+        self.callbacks.after_checkpoint(step, path)
+        return path
 
     def _save_and_go_on(self) -> None:
         asked, self.wishes.save = self.wishes.save, False
