@@ -20,8 +20,10 @@ from beast.task import settle
 SERIAL = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--num_actor_processes", 0, "--total_steps", 160]
 
 
-def fields(algorithm: str = "impala") -> dict[str, Any]:
-    return {field.name: field for group in Config.groups(algorithm).values() for field in dataclasses.fields(group)}
+def fields(model: str | None = None) -> dict[str, Any]:
+    return {
+        field.name: field for group in Config.groups("impala", model).values() for field in dataclasses.fields(group)
+    }
 
 
 def parse(*arguments: str) -> dict[str, Any]:
@@ -33,10 +35,10 @@ def parse(*arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", [[], ["train"], ["profile"]], ids=lambda c: (c or ["none"])[0])
 def test_help_shows_every_flag_of_every_group(call, command):
-    done = call(*command, "--help")
+    done = call(*command, "--model", "mlp", "--help")
     assert done.code == 0
     assert not done.err
-    for group in Config.groups("impala").values():
+    for group in Config.groups("impala", "mlp").values():
         assert group.__doc__.splitlines()[0] + ":" in done.out
         docs = field_docs(group)
         for field in dataclasses.fields(group):
@@ -48,7 +50,7 @@ def test_help_shows_every_flag_of_every_group(call, command):
 
 
 def test_every_flag_has_a_help_text():
-    for group in Config.groups("impala").values():
+    for group in Config.groups("impala", "mlp").values():
         assert field_docs(group).keys() >= {field.name for field in dataclasses.fields(group)}
 
 
@@ -63,6 +65,11 @@ def test_help_of_evaluate_names_no_training_flag(call):
 def test_help_comes_with_the_flags_of_the_algorithm_that_is_named(call):
     assert "--kl_cost" not in call("--help").out
     assert "--kl_cost" in call("--algorithm", "examples.custom_algorithm", "--help").out
+
+
+def test_help_comes_with_the_flags_of_the_model_that_is_named(call):
+    assert "--hidden_size" not in call("--help").out
+    assert "--hidden_size" in call("--model", "mlp", "--help").out
 
 
 # -- typos ------------------------------------------------------------------------------------------------------------
@@ -276,7 +283,7 @@ def test_config_json_holds_all_that_repeats_the_run_and_no_secret(call, tmp_path
     assert done.code == 0, done.err
     folder = tmp_path / "runs" / "noted"
     written = json.loads((folder / "config.json").read_text())
-    assert written["flags"].keys() == fields().keys()
+    assert written["flags"].keys() == fields("mlp").keys()
     assert written["flags"]["env_kwargs"] == {"rows": 7}
     assert written["flags"]["preset"] == "classic"
     assert written["flags"]["model"] == "mlp"

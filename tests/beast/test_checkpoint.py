@@ -13,6 +13,7 @@ from beast import checkpoint
 from beast.checkpoint import CheckpointError
 
 STATE = {
+    "format": checkpoint.FORMAT,
     "config": {"env": "Catch-v0", "seed": 7},
     "learner": {"model": {"weight": torch.arange(600.0).view(20, 30), "bias": torch.ones(3)}, "steps": 10},
     "reports": {"games": [(1.0, 9)], "elapsed": 0.5},

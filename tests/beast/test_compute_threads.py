@@ -7,11 +7,12 @@ import threading
 import pytest
 import torch
 
-import monobeast.train
-from beast import trainer as trainer_module
+from beast import assemble as assemble_module
+from beast import learning as learning_module
+from beast.assemble import assemble
+from beast.learning import BEHIND
 from beast.system import usable_cores, use_compute_threads
 from beast.task import settle
-from beast.trainer import BEHIND, Trainer
 
 
 def test_a_thread_keeps_its_number_whatever_others_ask_for() -> None:
@@ -39,12 +40,13 @@ def test_a_thread_keeps_its_number_whatever_others_ask_for() -> None:
 @pytest.mark.parametrize(("full", "more"), [(8, True), (7, False)])
 def test_a_learner_that_falls_behind_takes_more_threads(monkeypatch, full: int, more: bool) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(trainer_module, "use_compute_threads", asked.append)
+    for module in (assemble_module, learning_module):
+        monkeypatch.setattr(module, "use_compute_threads", asked.append)
     config, task = settle(
         {"env": "Catch-v0", "num_actors": 8, "batch_size": 8, "num_actor_processes": 1, "total_steps": 160 * 3 * BEHIND}
     )
-    run = Trainer(config, task, None, live=False)
+    run = assemble(config, task, None, live=False)
     monkeypatch.setattr(run.store, "fill", lambda: {"free": 0, "held": 0, "full": full})
-    assert run.run(monobeast.train.host) == 0
+    assert run.run() == 0
     half = max(1, usable_cores() // 2)
     assert asked == [half, half, *([min(2 * half, usable_cores())] if more else [])]  # at first this thread's, unused

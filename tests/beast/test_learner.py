@@ -1,4 +1,4 @@
-"""The learner: optimiser forms against published numbers, clipping, schedule, saving, float32 master weights."""
+"""Gradients and the learner: optimisers against published numbers, clipping, schedule, saving, float32 master weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from gymnasium import spaces
 from torch import nn
 from torch.testing import assert_close
 
-from beast.algorithms import impala
+from beast.algorithms import PlainLoss, impala
 from beast.data import ArraySpec, Batch, ModelOutput
 from beast.distributions import distribution_for
-from beast.learner import Learner, OptimiserConfig
+from beast.flat import FlatModel
+from beast.gradients import Gradients
+from beast.learner import Learner, master_parameters
+from beast.optimisers import OptimiserConfig
 from models import impala_shallow, mlp
 
 RMSPROP = json.loads((Path(__file__).parents[1] / "data" / "rmsprop.json").read_text())
@@ -28,6 +31,11 @@ IMAGE = spaces.Box(0, 255, (2, 20, 20), np.uint8)
 DISCRETE = spaces.Discrete(A)
 FOREVER = 10**15  # steps, so that the learning rate stays what it is
 FORMS = pytest.mark.parametrize("form", ["torch", "tf"])
+OPTIMISERS = pytest.mark.parametrize(
+    "optimiser",
+    [{"rmsprop_form": "torch", "momentum": 0.5}, {"rmsprop_form": "tf", "momentum": 0.5}, {"optimiser": "adam"}],
+    ids=["torch", "tf", "adam"],
+)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
@@ -61,17 +69,32 @@ def random_batch(seed=0, observation_space=VECTOR, core_state=(), rows=T + 1):
     )
 
 
+class Taught(Learner):
+    """A learner that keeps where its gradients come from."""
+
+    def __init__(self, gradients, *arguments):
+        super().__init__(gradients, *arguments)
+        self.gradients = gradients
+
+
 def make_learner(
     model, loss, loss_config=None, total_steps=FOREVER, dtype=torch.float32, spec=None, compile_model=False, **optimiser
 ):
-    return Learner(
-        model, distribution_for(DISCRETE), loss, loss_config, OptimiserConfig(**optimiser),
-        spec or ArraySpec(VECTOR.shape, np.dtype(np.float32)), total_steps, torch.device("cpu"), dtype, compile_model,
+    masters, device = master_parameters(model), torch.device("cpu")
+    gradients = Gradients(
+        FlatModel(model, device, dtype), PlainLoss(loss_config, distribution_for(DISCRETE), loss),
+        spec or ArraySpec(VECTOR.shape, np.dtype(np.float32)), device, compile_model,
     )  # fmt: skip
+    return Taught(gradients, OptimiserConfig(**optimiser), total_steps, masters)
 
 
 def learn(learner, batch):
-    return learner.step(learner.stage(batch))
+    """One update; what came of it."""
+    number = learner.updates + 1
+    gradients = learner.gradients.of(learner.gradients.to_device(batch))
+    (update,) = [learner.apply(gradient, batch.action.numel()) for gradient in gradients]
+    assert update.number == number
+    return update.metrics
 
 
 def make_pushed(*values, **settings):
@@ -91,14 +114,13 @@ def make_pushed(*values, **settings):
     return learner, push
 
 
-def impala_learner(seed=0, dtype=torch.float32, form="torch", total_steps=10_000, **optimiser):
+def impala_learner(seed=0, dtype=torch.float32, total_steps=10_000, **optimiser):
     """An LSTM on pixels, and the batches that it learns from."""
     torch.manual_seed(seed)
     model = impala_shallow.Model(IMAGE, DISCRETE, use_lstm=True)
     spec = ArraySpec(IMAGE.shape, IMAGE.dtype)
-    return make_learner(
-        model, impala.loss, impala.Config(), total_steps, dtype, spec, rmsprop_form=form, momentum=0.5, **optimiser
-    )
+    optimiser = {"momentum": 0.5} | optimiser
+    return make_learner(model, impala.loss, impala.Config(), total_steps, dtype, spec, **optimiser)
 
 
 def impala_batch(seed):
@@ -115,7 +137,7 @@ def test_a_compiled_model_learns_the_same():
         expected, found = learn(plain, batch), learn(compiled, batch)
         assert_close(found["total_loss"], expected["total_loss"], rtol=1e-4, atol=1e-4)
     assert compiled.updates == 3
-    assert_close(compiled.flat, plain.flat, rtol=1e-3, atol=1e-5)
+    assert_close(compiled.acting.parameters, plain.acting.parameters, rtol=1e-3, atol=1e-5)
     assert compiled.model_state().keys() == plain.model_state().keys()
 
 
@@ -132,7 +154,10 @@ def test_rmsprop_follows_the_published_sequences(form, epsilon):
     start = torch.tensor(RMSPROP["p0"])
     for gradient, expected in zip(RMSPROP["grads"], RMSPROP[form][epsilon], strict=True):
         push(gradient)
-        moved, should_move = learner.flat - start, torch.tensor(expected, dtype=torch.float64).float() - start
+        moved, should_move = (
+            learner.acting.parameters - start,
+            torch.tensor(expected, dtype=torch.float64).float() - start,
+        )
         # The float32 rounding of the weights themselves is all that may differ.
         assert_close(moved, should_move, rtol=1e-5, atol=5e-7)
 
@@ -148,7 +173,27 @@ def test_momentum_is_that_of_its_form(form):
         step = g / (mean_square + 0.1) ** 0.5 if form == "tf" else g / (mean_square**0.5 + 0.1)
         buffer = 0.8 * buffer + step
         p -= 0.01 * buffer
-        assert learner.flat.item() == pytest.approx(p, rel=1e-5)
+        assert learner.acting.parameters.item() == pytest.approx(p, rel=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1e-5])
+def test_adam_is_that_of_pytorch(epsilon):
+    generator = torch.Generator().manual_seed(0)
+    learner, push = make_pushed(
+        [1.0, -2.0, 0.0, 0.5], optimiser="adam", learning_rate=0.05, adam_beta1=0.8, adam_beta2=0.95,
+        adam_epsilon=epsilon,
+    )  # fmt: skip
+    expected = nn.Parameter(learner.acting.parameters.clone())
+    reference = torch.optim.Adam([expected], lr=0.05, betas=(0.8, 0.95), eps=epsilon)
+    start = expected.detach().clone()
+    for _ in range(20):
+        expected.grad = torch.randn(4, generator=generator) * torch.tensor([1.0, 10.0, 0.01, 0.0])
+        push(expected.grad.tolist())
+        reference.step()
+        assert_close(learner.acting.parameters, expected.detach(), rtol=1e-5, atol=1e-6)
+    moved = (expected.detach() - start).abs()
+    assert (moved[:3] > 1e-3).all()
+    assert moved[3] == 0
 
 
 class TestClipping:
@@ -160,7 +205,7 @@ class TestClipping:
     def descend(self, clip, *gradients, dtype=torch.float32):
         learner, push = make_pushed([0.0, 0.0], [[0.0, 0.0]], grad_norm_clipping=clip, dtype=dtype, **self.DESCENT)
         metrics = push(*gradients)
-        return -learner.flat.float(), metrics["grad_norm"]
+        return -learner.acting.parameters.float(), metrics["grad_norm"]
 
     def test_gradients_over_the_limit_are_scaled_together(self):
         used, norm = self.descend(40.0, [30.0, -40.0], [[0.0, 120.0]])
@@ -186,7 +231,7 @@ def test_gradients_of_one_step_do_not_leak_into_the_next():
     learner, push = make_pushed([0.0], [[0.0]], grad_norm_clipping=0.0, **TestClipping.DESCENT)
     push([1.0], [[0.0]])
     push([0.0], [[2.0]])
-    assert_close(learner.flat, torch.tensor([-1.0, -2.0]))
+    assert_close(learner.acting.parameters, torch.tensor([-1.0, -2.0]))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +242,11 @@ def test_gradients_of_one_step_do_not_leak_into_the_next():
         ({"epsilon": 0.0}, "--epsilon .*0.0"),
         ({"grad_norm_clipping": -1.0}, "--grad_norm_clipping .*-1.0"),
         ({"rmsprop_form": "jax"}, "--rmsprop_form .*'jax'"),
+        ({"optimiser": "sgd"}, "--optimiser .*rmsprop or adam.*'sgd'"),
+        ({"learning_rate_schedule": "cosine"}, "--learning_rate_schedule .*linear or constant.*'cosine'"),
+        ({"adam_beta1": 1.0}, "--adam_beta1 .*1.0"),
+        ({"adam_beta2": -0.1}, "--adam_beta2 .*-0.1"),
+        ({"adam_epsilon": 0.0}, "--adam_epsilon .*0.0"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -218,6 +268,18 @@ def test_the_learning_rate_falls_linearly_to_zero_and_stays_there(steps, rate):
     assert learner.learning_rate == pytest.approx(rate, rel=1e-6, abs=1e-12)
 
 
+def test_a_constant_learning_rate_stays_what_it_is():
+    learner, push = make_pushed(
+        [0.0], total_steps=2 * T * B, learning_rate_schedule="constant", grad_norm_clipping=0.0, learning_rate=1e6,
+        epsilon=1e12, rmsprop_form="tf",
+    )  # fmt: skip
+    for i in range(4):  # twice as far as the linear one goes
+        assert learner.steps == i * T * B
+        assert learner.learning_rate == 1e6
+        push([1.0])
+        assert learner.acting.parameters.item() == pytest.approx(-(i + 1), rel=1e-5)
+
+
 @FORMS
 def test_each_update_uses_the_rate_of_the_steps_before_it(form):
     updates = 4
@@ -228,9 +290,9 @@ def test_each_update_uses_the_rate_of_the_steps_before_it(form):
     lengths = []
     for i in range(updates + 1):
         assert (learner.steps, learner.updates) == (i * T * B, i)
-        before = learner.flat.item()
+        before = learner.acting.parameters.item()
         push([1.0])
-        lengths.append(before - learner.flat.item())
+        lengths.append(before - learner.acting.parameters.item())
     size = lengths[0]
     assert size > 0
     assert lengths == pytest.approx([size, 0.75 * size, 0.5 * size, 0.25 * size, 0.0], rel=1e-5)
@@ -238,13 +300,11 @@ def test_each_update_uses_the_rate_of_the_steps_before_it(form):
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
-WHERE = pytest.mark.parametrize("where", ["cpu", "cuda"])  # which of the two ways; on the CPU both
-
 
 def everything(learner):
-    state = learner.state_dict()["optimiser"]["state"]
-    moments = [x for x in (state[0].values() if state else ()) if isinstance(x, torch.Tensor) and x.numel() > 1]
-    return [learner.flat.clone(), *learner.model_state().values(), *moments]
+    moments = learner.state_dict()["optimiser"]["moments"]
+    vectors = learner.acting.parameters.clone(), learner.acting.statistics.clone()
+    return [*vectors, *learner.model_state().values(), *moments.values()]
 
 
 def poison(batch, field, value):
@@ -257,17 +317,13 @@ def poison(batch, field, value):
     return batch
 
 
-@WHERE
 @DTYPES
-@FORMS
+@OPTIMISERS
 @pytest.mark.parametrize("field", ["observation", "reward", "loss"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
-def test_an_update_that_is_not_finite_changes_nothing(where, dtype, form, field, value):
+def test_an_update_that_is_not_finite_changes_nothing(dtype, optimiser, field, value):
     torch.manual_seed(0)
-    learner = make_learner(
-        mlp.Model(VECTOR, DISCRETE), impala.loss, impala.Config(), dtype=dtype, rmsprop_form=form, momentum=0.5
-    )
-    learner.device = torch.device(where)
+    learner = make_learner(mlp.Model(VECTOR, DISCRETE), impala.loss, impala.Config(), dtype=dtype, **optimiser)
     assert learn(learner, random_batch(0))["finite"]
     before = everything(learner)
     metrics = learn(learner, poison(random_batch(1), field, value))
@@ -276,38 +332,20 @@ def test_an_update_that_is_not_finite_changes_nothing(where, dtype, form, field,
         assert torch.equal(one, same)
     assert (learner.steps, learner.updates) == (2 * T * B, 2)
     assert learn(learner, random_batch(2))["finite"]
-    assert not torch.equal(before[0], learner.flat)
+    assert not torch.equal(before[0], learner.acting.parameters)
     assert all(x.isfinite().all() for x in everything(learner))
 
 
-@WHERE
-@FORMS
-def test_a_first_update_that_is_not_finite_leaves_a_learner_as_new(where, form):
+@OPTIMISERS
+def test_a_first_update_that_is_not_finite_leaves_a_learner_as_new(optimiser):
     torch.manual_seed(0)
     model = mlp.Model(VECTOR, DISCRETE)
-    skipped, fresh = (
-        make_learner(copy.deepcopy(model), impala.loss, impala.Config(), rmsprop_form=form, momentum=0.5)
-        for _ in range(2)
-    )
-    skipped.device = torch.device(where)
+    skipped, fresh = (make_learner(copy.deepcopy(model), impala.loss, impala.Config(), **optimiser) for _ in range(2))
     learn(skipped, poison(random_batch(0), "loss", torch.nan))
     for learner in (skipped, fresh):
         learn(learner, random_batch(1))
     for one, same in zip(everything(skipped), everything(fresh), strict=True):
         assert torch.equal(one, same)
-
-
-@DTYPES
-@FORMS
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_both_ways_of_an_update_agree_to_the_bit(dtype, form, clip):
-    one, other = (impala_learner(0, dtype, form, grad_norm_clipping=clip) for _ in range(2))
-    other.device = torch.device("cuda")  # takes the way without a branch, on this processor
-    for i in range(3):
-        a, b = learn(one, impala_batch(i)), learn(other, impala_batch(i))
-        assert a == b
-    for x, y in zip(everything(one), everything(other), strict=True):
-        assert torch.equal(x, y)
 
 
 def test_finite_updates_are_plain_rmsprop_to_the_bit():
@@ -328,7 +366,7 @@ def test_finite_updates_are_plain_rmsprop_to_the_bit():
         flat.grad.mul_((1.0 / (flat.grad.norm() + 1e-6)).clamp(max=1.0))
         optimiser.step()
         assert learn(learner, batch)["total_loss"] == total.detach()
-        assert torch.equal(learner.flat, flat.detach())
+        assert torch.equal(learner.acting.parameters, flat.detach())
 
 
 def test_statistics_of_a_forward_are_taken_back_too():
@@ -342,28 +380,31 @@ def test_statistics_of_a_forward_are_taken_back_too():
 
     learner = make_learner(Normed(), lambda outputs, *_: (outputs.square().sum(), {}))
     learn(learner, random_batch(0))
-    before = learner.flat.clone()
+    before, parameters = learner.acting.statistics.clone(), learner.acting.parameters.clone()
+    assert len(before) == 6
     assert not learn(learner, poison(random_batch(1), "observation", torch.nan))["finite"]
-    assert torch.equal(learner.flat, before)
+    assert torch.equal(learner.acting.statistics, before)
+    assert torch.equal(learner.acting.parameters, parameters)
     learn(learner, random_batch(2))
-    assert (learner.flat[6:] != before[6:]).all()
+    assert (learner.acting.statistics != before).all()
 
 
 def test_one_gradient_that_is_infinite_is_enough():
     learner, push = make_pushed([1.0, 2.0], [[3.0, 4.0]], grad_norm_clipping=1.0)
-    before = learner.flat.clone()
+    before = learner.acting.parameters.clone()
     assert not push([0.0, torch.inf], [[0.0, 0.0]])["finite"]
     assert not push([0.0, 1e30], [[0.0, 0.0]])["finite"]  # its square is infinite, and RMSProp takes the square
-    assert torch.equal(learner.flat, before)
+    assert torch.equal(learner.acting.parameters, before)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
 def assert_parameters_are_views_of_flat(learner):
-    memory = learner.flat.untyped_storage().data_ptr()
-    assert all(p.untyped_storage().data_ptr() == memory for p in learner.model.parameters())
-    assert torch.equal(torch.cat([p.reshape(-1) for p in learner.model.parameters()]), learner.flat)
+    parameters, flat = list(learner.acting.model.parameters()), learner.acting.parameters
+    memory = flat.untyped_storage().data_ptr()
+    assert all(p.untyped_storage().data_ptr() == memory for p in parameters)
+    assert torch.equal(torch.cat([p.reshape(-1) for p in parameters]), flat)
 
 
 @DTYPES
@@ -373,20 +414,20 @@ def test_the_models_parameters_are_views_of_the_flat_vector_before_and_after_a_l
     learn(other, impala_batch(0))
     learner.load_state_dict(other.state_dict())
     assert_parameters_are_views_of_flat(learner)
-    assert torch.equal(learner.flat, other.flat)
-    loaded = learner.flat.clone()
+    assert torch.equal(learner.acting.parameters, other.acting.parameters)
+    loaded = learner.acting.parameters.clone()
     learn(learner, impala_batch(1))
     assert_parameters_are_views_of_flat(learner)
-    assert not torch.equal(learner.flat, loaded)
+    assert not torch.equal(learner.acting.parameters, loaded)
 
 
 def test_bfloat16_models_learn_in_steps_that_bfloat16_cannot_hold():
     learner, push = make_pushed([1.0], dtype=torch.bfloat16, learning_rate=1e-3 * 1e6, epsilon=1e12, rmsprop_form="tf")
-    assert learner.flat.dtype == torch.bfloat16
+    assert learner.acting.parameters.dtype == torch.bfloat16
     seen = []
     for _ in range(8):
         push([1.0])  # 0.001 down; bfloat16 has nothing between 0.9961 and 1
-        seen.append(learner.flat.item())
+        seen.append(learner.acting.parameters.item())
     assert seen[0] == 1.0
     assert seen[-1] == torch.tensor(1.0 - 0.008).bfloat16().item() < 1.0
     master = learner.model_state()["parts.0"]
@@ -399,12 +440,13 @@ def test_all_that_is_saved_of_a_bfloat16_learner_is_float32():
     learn(learner, impala_batch(0))
     state = learner.state_dict()
     assert {x.dtype for x in state["model"].values()} == {torch.float32}
-    moments = [x for x in state["optimiser"]["state"][0].values() if x.numel() > 1]
-    assert len(moments) == 2  # mean square, momentum
-    assert {x.dtype for x in moments} == {torch.float32}
+    assert state["optimiser"]["name"] == "rmsprop"
+    moments = state["optimiser"]["moments"]
+    assert moments.keys() == {"mean_square", "momentum"}
+    assert {x.dtype for x in moments.values()} == {torch.float32}
     # Finer than the bfloat16 weights, and rounding to them.
     rounded = {name: value.bfloat16() for name, value in state["model"].items()}
-    assert all(torch.equal(rounded[name], p) for name, p in learner.model.state_dict().items())
+    assert all(torch.equal(rounded[name], p) for name, p in learner.acting.model.state_dict().items())
     assert any(not torch.equal(rounded[name].float(), value) for name, value in state["model"].items())
 
 
@@ -435,15 +477,15 @@ def test_stacked_fields_reach_the_model_as_stacks():
 
 
 @DTYPES
-@FORMS
-def test_a_loaded_learner_goes_on_bit_for_bit(dtype, form):
-    learner = impala_learner(0, dtype, form)
+@OPTIMISERS
+def test_a_loaded_learner_goes_on_bit_for_bit(dtype, optimiser):
+    learner = impala_learner(0, dtype, **optimiser)
     for i in range(3):
         learn(learner, impala_batch(i))
     file = io.BytesIO()
     torch.save(learner.state_dict(), file)
     file.seek(0)
-    resumed = impala_learner(1, dtype, form)
+    resumed = impala_learner(1, dtype, **optimiser)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert (resumed.steps, resumed.updates) == (3 * T * B, 3)
     assert resumed.learning_rate == learner.learning_rate < 6e-4
@@ -451,7 +493,7 @@ def test_a_loaded_learner_goes_on_bit_for_bit(dtype, form):
         batch = impala_batch(i)
         one, other = learn(learner, batch), learn(resumed, batch)
         assert one == other
-        assert torch.equal(learner.flat, resumed.flat)
+        assert torch.equal(learner.acting.parameters, resumed.acting.parameters)
     for name, value in learner.model_state().items():
         assert torch.equal(value, resumed.model_state()[name])
 
@@ -460,9 +502,9 @@ def leaves_of(tree):
     return [x for value in tree.values() for x in leaves_of(value)] if isinstance(tree, dict) else [tree]
 
 
-@FORMS
-def test_a_state_dict_is_a_snapshot_that_no_later_step_changes(form):
-    learner, other = impala_learner(0, form=form), impala_learner(1, form=form)
+@OPTIMISERS
+def test_a_state_dict_is_a_snapshot_that_no_later_step_changes(optimiser):
+    learner, other = impala_learner(0, **optimiser), impala_learner(1, **optimiser)
     learn(learner, impala_batch(0))
     state = learner.state_dict()
     kept = copy.deepcopy(state)
@@ -481,7 +523,7 @@ def test_the_saved_model_loads_into_a_plain_model():
     batch = impala_batch(1)
     with torch.no_grad():
         saved, _ = model(batch.model_input(), batch.core_state)
-        live, _ = learner.model(batch.model_input(), batch.core_state)
+        live, _ = learner.acting.model(batch.model_input(), batch.core_state)
     # Not to the bit: the learner's parameters lie unaligned in one vector, and the kernels' sums depend on that.
     assert_close(saved.policy_logits, live.policy_logits, rtol=0, atol=1e-6)
     assert_close(saved.value, live.value, rtol=0, atol=1e-6)
@@ -522,7 +564,7 @@ def test_the_policy_learns_what_was_rewarded():
         reward[1:] = torch.where(batch.action == 1, 1.0, -1.0)
         learn(learner, batch._replace(reward=reward))
     with torch.no_grad():
-        outputs, _ = learner.model(random_batch(99).model_input(), ())
+        outputs, _ = learner.acting.model(random_batch(99).model_input(), ())
     assert isinstance(outputs, ModelOutput)
     assert (outputs.policy_logits.softmax(-1)[..., 1] > 0.9).all()
 

@@ -7,8 +7,9 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 from beast.data import ArraySpec, EnvOutput, ModelInput, map_nested
+from beast.flat import FlatModel
 from beast.policy import ModelChoice, ModelError, Policy, seed_for
-from beast.weights import Weights, flatten_parameters
+from beast.weights import Weights
 
 PIXELS, VECTOR = Box(0, 255, (4, 84, 84), np.uint8), Box(-1, 1, (3,), np.float32)
 NAN = np.full(2, np.nan, np.float32)
@@ -30,11 +31,10 @@ def vectors(seed=0, envs=2):
 def published(choice, version=0, dtype=torch.float32, seed=0):
     """Weights of a fresh model, and that model."""
     torch.manual_seed(seed)
-    model = choice.build().to(dtype)
-    flat = flatten_parameters(model)
-    weights = Weights(flat.numel(), dtype)
-    weights.publish(flat, version)
-    return weights, model
+    flat = FlatModel(choice.build(), dtype=dtype)
+    weights = Weights.like(flat)
+    weights.publish(flat.parameters, version)
+    return weights, flat.model
 
 
 def policy_of(choice, envs=2, dtype=torch.float32):
@@ -53,7 +53,7 @@ def test_the_logits_are_those_of_the_model_on_this_row(use_lstm):
     state = model.initial_state(2)
     for step in range(4):
         env = row(vectors(step), first=step in (0, 2), last_action=np.array([step, 1]), reward=0.3 * step)
-        _, logits = policy.act(env, noise=None)
+        logits = policy.act(env, noise=None).logits
         inputs = (env.reward, env.last_action, env.first)
         with torch.no_grad():
             expected, state = model(
@@ -68,7 +68,7 @@ def test_a_draw_is_the_distributions_with_the_noise_that_was_given():
     noise = np.random.default_rng(1).gumbel(size=(50, 2, 5)).astype(np.float32)
     drawn = set()
     for one in noise:
-        action, logits = policy.act(row(vectors()), one)
+        action, logits, _ = policy.act(row(vectors()), one)
         np.testing.assert_array_equal(action, (logits + one).argmax(-1))
         assert (action.dtype, action.shape) == (np.int64, (2,))
         drawn |= set(action.tolist())
@@ -77,14 +77,14 @@ def test_a_draw_is_the_distributions_with_the_noise_that_was_given():
 
 def test_without_noise_it_takes_the_most_likely_action():
     policy, _ = policy_of(ModelChoice("mlp", False, VECTOR, MultiDiscrete([3, 2])))
-    action, logits = policy.act(row(vectors(), last_action=np.zeros((2, 2), np.int64)), noise=None)
+    action, logits, _ = policy.act(row(vectors(), last_action=np.zeros((2, 2), np.int64)), noise=None)
     np.testing.assert_array_equal(action, np.stack([logits[:, :3].argmax(-1), logits[:, 3:].argmax(-1)], axis=1))
 
 
 def test_continuous_actions_are_stored_as_they_are_drawn():
     policy, _ = policy_of(ModelChoice("mlp", True, VECTOR, Box(-2, 2, (2,), np.float32)))
     noise = np.random.default_rng(0).normal(size=(2, 2)).astype(np.float32)
-    action, logits = policy.act(row(vectors(), last_action=np.zeros((2, 2), np.float32)), noise)
+    action, logits, _ = policy.act(row(vectors(), last_action=np.zeros((2, 2), np.float32)), noise)
     assert (action.dtype, action.shape, logits.shape) == (np.float32, (2, 2), (2, 4))
     np.testing.assert_allclose(action, logits[:, :2] + np.exp(logits[:, 2:]) * noise, rtol=1e-5)
 
@@ -92,14 +92,14 @@ def test_continuous_actions_are_stored_as_they_are_drawn():
 def test_memory_is_carried_from_step_to_step_and_dropped_at_a_first_row():
     choice = ModelChoice("mlp", True, VECTOR, Discrete(5))
     policy, _ = policy_of(choice)
-    _, fresh = policy.act(row(vectors()), None)
-    _, after = policy.act(row(vectors()), None)
+    fresh = policy.act(row(vectors()), None).logits
+    after = policy.act(row(vectors()), None).logits
     assert np.abs(after - fresh).max() > 1e-4
-    _, reset = policy.act(row(vectors(), first=np.array([True, False])), None)
+    reset = policy.act(row(vectors(), first=np.array([True, False])), None).logits
     np.testing.assert_allclose(reset[0], fresh[0], atol=1e-6)
     assert np.abs(reset[1] - fresh[1]).max() > 1e-4
     policy.forget()
-    _, forgotten = policy.act(row(vectors()), None)
+    forgotten = policy.act(row(vectors()), None).logits
     np.testing.assert_allclose(forgotten, fresh, atol=1e-6)
 
 
@@ -112,12 +112,12 @@ def test_what_is_not_finite_in_one_row_is_forgotten_in_the_next(actions):
     broken = vectors()
     broken[0, 1] = np.nan
     noise = drawn.noise(np.random.default_rng(0), 2)
-    action, logits = policy.act(row(broken, last_action=action), noise)
+    action, logits, _ = policy.act(row(broken, last_action=action), noise)
     assert np.isfinite(logits).all(-1).tolist() == [False, True]
     assert np.isfinite(action).all()
     assert actions.contains(drawn.to_env(action)[0])
     assert all(np.isfinite(leaf).all() for leaf in policy.state())
-    _, logits = policy.act(row(vectors(), last_action=action), noise)
+    logits = policy.act(row(vectors(), last_action=action), noise).logits
     assert np.isfinite(logits).all()
 
 
@@ -129,7 +129,7 @@ def test_the_state_is_what_the_next_forward_starts_from():
     state = map_nested(lambda leaf: torch.from_numpy(leaf.copy()), policy.state())
     assert all(leaf.any() for leaf in state)
     env = row(vectors(1))
-    _, logits = policy.act(env, None)
+    logits = policy.act(env, None).logits
     inputs = ModelInput(*(torch.from_numpy(x)[None] for x in (env.observation, env.reward, env.last_action, env.first)))
     with torch.no_grad():
         np.testing.assert_allclose(logits, model(inputs, state)[0].policy_logits[0], atol=1e-6)
@@ -146,8 +146,8 @@ def test_bfloat16_weights_give_float32_logits_near_the_exact_ones():
     choice = ModelChoice("impala_shallow", True, PIXELS, Discrete(6))
     observation = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 84), dtype=np.uint8)
     (coarse, _), (exact, _) = policy_of(choice, dtype=torch.bfloat16), policy_of(choice)
-    _, logits = coarse.act(row(observation), None)
-    _, expected = exact.act(row(observation), None)
+    logits = coarse.act(row(observation), None).logits
+    expected = exact.act(row(observation), None).logits
     assert logits.dtype == np.float32
     assert 0 < np.abs(logits - expected).max() < 0.02
     assert {leaf.dtype for leaf in coarse.state()} == {np.dtype(np.float32)}
@@ -161,12 +161,12 @@ def test_refresh_takes_the_newest_weights_and_says_their_version():
     weights, _ = published(choice, version=3)
     policy = Policy(choice, torch.float32, weights, 2)
     assert policy.refresh() == 3
-    _, before = policy.act(row(vectors()), None)
+    before = policy.act(row(vectors()), None).logits
     other = choice.build()
-    weights.publish(flatten_parameters(other), 4)
-    np.testing.assert_array_equal(policy.act(row(vectors()), None)[1], before)  # not before it is asked to
+    weights.publish(FlatModel(other).parameters, 4)
+    np.testing.assert_array_equal(policy.act(row(vectors()), None).logits, before)  # not before it is asked to
     assert policy.refresh() == policy.version == 4
-    assert np.abs(policy.act(row(vectors()), None)[1] - before).max() > 1e-4
+    assert np.abs(policy.act(row(vectors()), None).logits - before).max() > 1e-4
     for mine, theirs in zip(policy.model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -236,7 +236,7 @@ def test_a_model_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     policy, _ = policy_of(ModelChoice("own_models_good.mine", True, VECTOR, Discrete(5)))
     assert type(policy.model).__module__ == "own_models_good.mine"
-    assert policy.act(row(vectors()), None)[1].shape == (2, 5)
+    assert policy.act(row(vectors()), None).logits.shape == (2, 5)
 
 
 # -- seeds --------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from beast.data import ArraySpec, EnvOutput, flatten, map_nested, restack
+from beast.data import ArraySpec, Chosen, EnvOutput, flatten, map_nested, restack
 from beast.envs import atari
 from beast.unrolls import StoreClosed, UnrollSpec, UnrollStore, WorkerPort
 from beast.workers import warm_up
@@ -32,6 +32,8 @@ NESTED = UnrollSpec(
     num_params=5,
     core_state=(ArraySpec((6,), FLOAT32), {"clock": ArraySpec((), np.dtype(np.float64))}),
     metric_names=("level", "lives"),
+    extra={"cost": ArraySpec((2,), FLOAT32), "room": ArraySpec((), INT64)},
+    agent_extra={"goal": ArraySpec((3,), FLOAT32)},
 )
 TINY = UnrollSpec(ArraySpec((1,), FLOAT32), ArraySpec((), INT64), 1, ())
 ENV_FIELDS = ("reward", "terminated", "truncated", "first", "last_action", "episode_return", "episode_steps", "metrics")
@@ -69,23 +71,28 @@ class Source:
             episode_return=np.where(self.over, rng.normal(size=e), np.nan).astype(np.float32),
             episode_steps=np.where(self.over, rng.integers(1, 99, e), np.nan).astype(np.float32),
             metrics=np.where(self.over[:, None], rng.normal(size=(e, 2)), np.nan).astype(np.float32),
+            extra={"cost": rng.normal(size=(e, 2)).astype(np.float32), "room": rng.integers(9, size=e)},
         )
 
 
 def fill_unrolls(store, port, source, count):
-    """Write `count` unrolls for each environment of the source; returns (slots, rows, agent's side, state) of each."""
+    """Write `count` unrolls for each environment of the source; returns (slots, rows, agent's side, state) of each.
+
+    The actors' numbers begin at 100.
+    """
     written, rng = [], source.rng
     for number in range(count):
         slots = port.acquire(timeout=0)
         state = rng.normal(size=(len(slots), 6)).astype(np.float32), {"clock": rng.normal(size=len(slots))}
-        port.writer.begin(slots, state)
+        port.writer.begin(slots, state, actors=tuple(range(100, 100 + len(slots))))
         rows, answers = [], []
         for t in range(store.unroll_length):
             action, logits = rng.integers(7, size=(len(slots), 2)), rng.normal(size=(len(slots), 5)).astype(np.float32)
+            goal = rng.normal(size=(len(slots), 3)).astype(np.float32)
             port.writer.write_env(slots, t, source.row)
-            port.writer.write_agent(slots, t, action, logits, 10 * number + t)
+            port.writer.write_agent(slots, t, Chosen(action, logits, {"goal": goal}), 10 * number + t)
             rows.append(source.row)
-            answers.append((action, logits, np.full(len(slots), 10 * number + t)))
+            answers.append((action, logits, np.full(len(slots), 10 * number + t), goal))
             source.advance()
         port.writer.write_env(slots, store.unroll_length, source.row)
         port.commit(slots)
@@ -98,6 +105,13 @@ def check_account(store, in_batches=()):
     held = [slot for slots in store._held.values() for slot in slots]
     assert sorted([*store._free, *store._full, *held, *in_batches]) == list(range(store.num_buffers))
     assert sum(store.fill().values()) + len(in_batches) == store.num_buffers
+
+
+def take(store, slots):
+    """Read a batch and give its slots back, as a learner does."""
+    found = store.read(slots)
+    store.free(slots)
+    return found
 
 
 @pytest.fixture
@@ -124,7 +138,7 @@ def test_a_batch_holds_every_field_of_the_nested_rows_that_were_written(make_sto
     seen_first = seen_terminated = 0
     for _ in range(12):
         ((_, rows, answers, state),) = fill_unrolls(store, port, source, 1)
-        batch, _ = store.read(store.next_slots(envs, timeout=1))
+        batch, _ = take(store, store.next_slots(envs, timeout=1))
         assert torch.equal(
             restack(batch.observation["frames"], batch.first, STACK),
             torch.from_numpy(np.stack([row.observation["frames"] for row in rows])),
@@ -136,12 +150,16 @@ def test_a_batch_holds_every_field_of_the_nested_rows_that_were_written(make_sto
             np.testing.assert_array_equal(read, np.stack(expected))
         for name in ("reward", "terminated", "truncated", "first", "last_action"):
             np.testing.assert_array_equal(getattr(batch, name), np.stack([getattr(row, name) for row in rows]))
-        for read, expected in zip(
-            (batch.action, batch.behaviour_logits, batch.policy_version), zip(*answers, strict=True), strict=True
-        ):
+        assert batch.extra.keys() == {"cost", "room"}
+        for name, read in batch.extra.items():
+            np.testing.assert_array_equal(read, np.stack([row.extra[name] for row in rows]))
+        assert batch.agent_extra.keys() == {"goal"}
+        agents = batch.action, batch.behaviour_logits, batch.policy_version, batch.agent_extra["goal"]
+        for read, expected in zip(agents, zip(*answers, strict=True), strict=True):
             np.testing.assert_array_equal(read, np.stack(expected))
         for read, expected in zip(flatten(batch.core_state), flatten(state), strict=True):
             np.testing.assert_array_equal(read, expected)
+        assert batch.actor.tolist() == [100, 101]
         assert batch.reward.shape == (length + 1, envs)
         assert batch.action.shape == (length, envs, 2)
         seen_first += int(batch.first[1:].sum())
@@ -158,6 +176,7 @@ def test_row_t_of_one_unroll_is_row_0_of_the_next_in_every_field(make_store):
     for _ in range(count):
         ((slots, *_),) = fill_unrolls(store, port, source, 1)
         arrays = {name: store.arrays[name][slots] for name in ENV_FIELDS}  # copies
+        arrays |= {name: array[slots] for name, array in store.arrays["extra"].items()}
         arrays |= dict(enumerate(array[slots] for array in flatten(store.arrays["observation"]["rest"])))
         frames, first = (
             torch.from_numpy(store.arrays["observation"]["frames"][slots]),
@@ -168,7 +187,7 @@ def test_row_t_of_one_unroll_is_row_0_of_the_next_in_every_field(make_store):
             for name, array in arrays.items():
                 np.testing.assert_array_equal(array[:, 0], last[name][:, length], err_msg=str(name))
         last = arrays
-        store.read(store.next_slots(envs, timeout=1))
+        take(store, store.next_slots(envs, timeout=1))
 
 
 def test_frames_of_stacks_are_stored_once_and_one_blank_frame_beside_them(make_store):
@@ -203,7 +222,7 @@ def test_restacked_frames_equal_the_emulators_own_stacks(make_store, env_id, len
             shown.append(env.observation.copy())
         port.writer.write_env(slots, length, env)
         port.commit(slots)
-        batch, _ = store.read(store.next_slots(2, timeout=1))
+        batch, _ = take(store, store.next_slots(2, timeout=1))
         stacks = restack(batch.observation, batch.first, 4)
         np.testing.assert_array_equal(stacks, np.stack(shown))
         shown = shown[-1:]
@@ -228,7 +247,7 @@ def test_a_fresh_store_holds_absurd_values_so_that_a_missed_write_shows(make_sto
         else:
             continue
         checked += 1
-    assert checked == 13  # all but the frames and the three bools
+    assert checked == 17  # all but the frames and the three bools
 
 
 # -- episodes -------------------------------------------------------------------------------------------------------------
@@ -242,16 +261,15 @@ def test_each_game_is_reported_once_though_its_last_row_may_lie_in_two_unrolls(m
         ((_, rows, *_),) = fill_unrolls(store, port, source, 1)
         for t in range(1, 4):
             for env in np.nonzero(~np.isnan(rows[t].episode_return))[0]:
-                expected.append(
-                    (number, rows[t].episode_return[env], rows[t].episode_steps[env], *rows[t].metrics[env])
-                )
+                row = rows[t].episode_return[env], rows[t].episode_steps[env], *rows[t].metrics[env]
+                expected.append((number, 100 + env, *row))
                 border += t == 3
-        _, episodes = store.read(store.next_slots(2, timeout=1))
+        _, episodes = take(store, store.next_slots(2, timeout=1))
         for episode in episodes:
             assert set(episode.metrics) == {"level", "lives"}
             assert isinstance(episode.episode_steps, int)
             metrics = episode.metrics["level"], episode.metrics["lives"]
-            reported.append((number, episode.episode_return, episode.episode_steps, *metrics))
+            reported.append((number, episode.actor, episode.episode_return, episode.episode_steps, *metrics))
     assert border > 5
     assert sorted(map(tuple, np.array(reported))) == sorted(map(tuple, np.array(expected, np.float64)))
 
@@ -359,7 +377,7 @@ def test_scarce_slots_go_to_the_worker_that_has_the_fewest(make_store):
     for port, slots in zip((first, first, second), taken[:3], strict=True):
         port.commit(slots)
     slots = store.next_slots(3, timeout=0)  # the first holds none now, the second one
-    store.read(slots[:1])
+    take(store, slots[:1])
     assert first.acquire(timeout=0) is not None
     assert second.acquire(timeout=0) is None
 
@@ -411,7 +429,7 @@ def test_a_dead_workers_slots_go_to_a_living_one_that_waits(make_store):
     assert len(living.acquire(timeout=0)) == 1
 
 
-def test_a_slot_is_read_to_the_end_before_its_index_is_free(make_store):
+def test_a_slot_is_taken_until_it_is_freed_and_what_was_read_of_it_is_a_copy(make_store):
     store = make_store(NESTED, num_buffers=6, unroll_length=3)
     fill_unrolls(store, store.attach(0, 2), Source(2, seed=2), 1)
     slots = store.next_slots(2, timeout=0)
@@ -428,6 +446,10 @@ def test_a_slot_is_read_to_the_end_before_its_index_is_free(make_store):
 
     store._free = OverwrittenAtOnce(store._free)
     batch, episodes = store.read(slots)
+    np.testing.assert_array_equal(store.arrays["reward"][slots], before["reward"])  # nobody may write it yet
+    check_account(store, slots)
+    store.free(slots)
+    check_account(store)
     assert (store.arrays["reward"][slots] == 1).all()  # it was overwritten
     for read, stored in zip(flatten(batch.core_state), flatten(before["core_state"]), strict=True):
         np.testing.assert_array_equal(read, stored)
@@ -435,6 +457,10 @@ def test_a_slot_is_read_to_the_end_before_its_index_is_free(make_store):
     for name in ("reward", "first", "terminated", "truncated", "last_action", "action", "policy_version"):
         np.testing.assert_array_equal(getattr(batch, name).transpose(0, 1), before[name])
     np.testing.assert_array_equal(batch.behaviour_logits.transpose(0, 1), before["behaviour_logits"])
+    np.testing.assert_array_equal(batch.actor, before["actor"])
+    for name in ("extra", "agent_extra"):
+        for read, stored in zip(flatten(getattr(batch, name)), flatten(before[name]), strict=True):
+            np.testing.assert_array_equal(read.transpose(0, 1), stored)
     returns = before["episode_return"][:, 1:]
     assert [episode.episode_return for episode in episodes] == returns[~np.isnan(returns)].tolist()
     assert episodes
@@ -494,7 +520,12 @@ class Account(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
     def read(self, data):
-        self.store.read(self.batches.pop(data.draw(st.integers(0, len(self.batches) - 1))))
+        self.store.read(data.draw(st.sampled_from(self.batches)))  # which leaves its slots taken
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def free(self, data):
+        self.store.free(self.batches.pop(data.draw(st.integers(0, len(self.batches) - 1))))
 
     @invariant()
     def every_slot_has_one_holder(self):
@@ -540,7 +571,7 @@ def test_two_learner_threads_and_three_writers_neither_lose_nor_double_an_unroll
             slots = store.next_slots(batch_size, timeout=0.5)
             if slots is None:
                 return
-            batch, _ = store.read(slots)
+            batch, _ = take(store, slots)
             with lock:
                 seen.extend(batch.policy_version[0].tolist())
 
@@ -565,11 +596,11 @@ def write_numbered(port, slots, numbers):
     value, flag, nothing = numbers.astype(np.float32), numbers % 2 == 1, np.full(len(slots), np.nan, np.float32)
     rows = port.writer._arrays["reward"].shape[1]
     env = EnvOutput(value[:, None], value, flag, flag, flag, numbers, nothing, nothing, np.empty((len(slots), 0)))
-    port.writer.begin(slots, ())
+    port.writer.begin(slots, (), tuple(numbers.tolist()))
     for t in range(rows):
         port.writer.write_env(slots, t, env)
         if t < rows - 1:
-            port.writer.write_agent(slots, t, numbers, value[:, None], numbers)
+            port.writer.write_agent(slots, t, Chosen(numbers, value[:, None]), numbers)
 
 
 def write_for_ever(port, incarnation):
@@ -592,6 +623,7 @@ def check_whole(batch):
     for tensor in (batch.observation.squeeze(-1), batch.reward, batch.last_action, batch.action, batch.policy_version):
         assert torch.equal(tensor, numbers.to(tensor.dtype).expand_as(tensor)), tensor
     assert torch.equal(batch.behaviour_logits.squeeze(-1), numbers.float().expand_as(batch.action))
+    assert torch.equal(batch.actor, numbers.int())
     for tensor in (batch.first, batch.terminated, batch.truncated):
         assert torch.equal(tensor, (numbers % 2 == 1).expand_as(tensor))
     return numbers.tolist()
@@ -665,6 +697,8 @@ def test_every_batch_is_whole_and_nothing_hangs_while_writers_are_killed_at_rand
             if slots is None:
                 continue
             batch, _ = store.read(slots)
+            check_account(store, slots)
+            store.free(slots)
             check_account(store)
             batches += 1
             for number in check_whole(batch):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from beast.weights import Weights, flatten_parameters
+from beast.flat import FlatModel
+from beast.weights import Weights
 
 SIZE = 1000
 FORKSERVER = multiprocessing.get_context("forkserver")  # as the system's own workers
@@ -105,7 +106,7 @@ class SlowCopy:
 def publishing(weights, *versions):
     def publish():
         for version in versions:
-            weights.publish(constant(version), version)
+            weights.publish(constant(version), version, constant(version))
 
     return publish
 
@@ -119,18 +120,27 @@ def publishing(weights, *versions):
         ([(5, 6, 7)], 7),
         ([(5, 6), (7,)], 6),
         ([(5, 6), (7, 8), (9, 10)], 10),
-        ([(6,)], 6),  # skips a version, and lands in the same copy
+        ([(6,)], 4),  # skips a version: which copy it goes into depends on how many were published, not on that
+        ([(6, 8)], 8),  # as with algorithms that make two updates of each batch
+        ([(6, 8, 10)], 10),
+        ([(6, 8), (10,)], 8),
+        ([(6, 8), (10, 12), (14, 16)], 16),
+        ([(7, 100)], 100),
+        ([(4,)], 4),  # the same version twice is two publications
+        ([(4, 4)], 4),
     ],
     ids=str,
 )
-def test_a_read_that_a_learner_publishes_into_is_whole_or_made_again(interruptions, result):
-    weights = Weights(SIZE, torch.float32)
-    for version in (3, 4):
-        weights.publish(constant(version), version)
-    out = torch.empty(SIZE)
-    version = weights.read(SlowCopy(out, *(publishing(weights, *versions) for versions in interruptions)))
-    assert version == result
-    assert torch.equal(out, constant(result))
+@pytest.mark.parametrize("field", ["parameters", "statistics"])
+def test_a_read_that_a_learner_publishes_into_is_whole_or_made_again(interruptions, result, field):
+    weights = Weights(SIZE, torch.float32, num_statistics=SIZE)
+    publishing(weights, 3, 4)()
+    out = {"parameters": torch.empty(SIZE), "statistics": torch.empty(SIZE)}
+    slow = SlowCopy(out[field], *(publishing(weights, *versions) for versions in interruptions))
+    assert weights.read(**(out | {field: slow})) == result
+    assert slow._interruptions == []  # all of them happened
+    for vector in out.values():
+        assert torch.equal(vector, constant(result))
 
 
 def test_a_publish_that_never_ended_leaves_the_version_before_it():
@@ -205,7 +215,43 @@ def test_no_read_is_torn_while_another_process_publishes():
         receiver.close()
 
 
-# -- the flat vector --------------------------------------------------------------------------------------------------
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_travel_with_their_parameters_in_float32(dtype):
+    weights = Weights(SIZE, dtype, num_statistics=3)
+    for version in (0, 2, 5):
+        published = torch.tensor([version + 1e-3, 1e9 + version, -0.0])  # nothing that bfloat16 could hold
+        weights.publish(constant(version, dtype=dtype), version, published)
+        out, statistics = torch.empty(SIZE, dtype=dtype), torch.empty(3)
+        assert weights.read(out, statistics) == version
+        assert torch.equal(out, constant(version, dtype=dtype))
+        assert torch.equal(statistics.view(torch.int32), published.view(torch.int32))
+
+
+def test_statistics_that_are_not_finite_are_never_read():
+    weights = Weights(SIZE, torch.float32, num_statistics=2)
+    weights.publish(constant(4), 4, torch.ones(2))
+    with pytest.raises(FloatingPointError, match="weights of update 5 "):
+        weights.publish(constant(5), 5, torch.tensor([1.0, torch.nan]))
+    out, statistics = torch.empty(SIZE), torch.empty(2)
+    assert weights.read(out, statistics) == 4
+    assert torch.equal(out, constant(4))
+    assert torch.equal(statistics, torch.ones(2))
+
+
+def test_weights_are_made_as_large_as_a_models_vectors():
+    flat = FlatModel(WithBuffers(), dtype=torch.bfloat16)
+    weights = Weights.like(flat)
+    weights.publish(flat.parameters, 1, flat.statistics)
+    other = FlatModel(WithBuffers(), dtype=torch.bfloat16)
+    assert weights.read(other.parameters, other.statistics) == 1
+    assert torch.equal(other.parameters, flat.parameters)
+    assert torch.equal(other.statistics, flat.statistics)
+
+
+# -- the flat vectors -------------------------------------------------------------------------------------------------
 
 
 class WithBuffers(nn.Module):
@@ -215,27 +261,47 @@ class WithBuffers(nn.Module):
         self.norm = nn.BatchNorm1d(2)  # two floating-point buffers, and an integer one
 
 
-def test_parameters_then_buffers_become_views_of_one_vector():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_and_buffers_become_views_of_one_vector_each(dtype):
     model = WithBuffers()
     nn.init.normal_(model.norm.running_mean)
-    parts = [p.detach().clone() for p in model.parameters()] + [model.norm.running_mean, model.norm.running_var]
-    expected = torch.cat([part.reshape(-1) for part in parts])
-    flat = flatten_parameters(model)
-    assert torch.equal(flat, expected)
-    flat.copy_(torch.arange(16.0))
+    parameters = torch.cat([p.detach().clone().reshape(-1) for p in model.parameters()])
+    buffers = torch.cat([model.norm.running_mean, model.norm.running_var])
+    flat = FlatModel(model, dtype=dtype)
+    assert torch.equal(flat.parameters, parameters.to(dtype))
+    assert torch.equal(flat.statistics, buffers)  # float32, whatever the model computes in
+    flat.parameters.copy_(torch.arange(12.0))
+    flat.statistics.copy_(torch.arange(12.0, 16.0))
     assert model.linear.weight.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert model.norm.running_mean.tolist() == [12, 13]
     assert model.norm.running_var.tolist() == [14, 15]
+    assert model.norm.num_batches_tracked == 0
     with torch.no_grad():
         model.linear.bias.fill_(-1)
-    assert flat[6:8].tolist() == [-1, -1]
+        model.norm.running_mean.fill_(-2)
+    assert flat.parameters[6:8].tolist() == [-1, -1]
+    assert flat.statistics.tolist() == [-2, -2, 14, 15]
+
+
+def test_parts_of_another_vector_are_named_and_shaped_as_the_models():
+    flat = FlatModel(WithBuffers())
+    parameters, statistics = torch.arange(12.0), torch.arange(4.0)
+    named = flat.parameter_views(parameters)
+    assert named.keys() == {"linear.weight", "linear.bias", "norm.weight", "norm.bias"}
+    assert named["linear.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    named["norm.bias"].fill_(-1)
+    assert parameters[10:].tolist() == [-1, -1]
+    assert {name: view.tolist() for name, view in flat.statistic_views(statistics).items()} == {
+        "norm.running_mean": [0, 1],
+        "norm.running_var": [2, 3],
+    }
 
 
 def test_flattening_leaves_what_the_model_computes_unchanged():
     model = WithBuffers().eval()
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     before = model.norm(model.linear(x))
-    flatten_parameters(model)
+    FlatModel(model)
     assert torch.equal(model.norm(model.linear(x)), before)
 
 
@@ -243,12 +309,12 @@ def test_parameters_of_two_dtypes_are_refused():
     model = WithBuffers()
     model.linear.to(torch.bfloat16)
     with pytest.raises(ValueError, match="one dtype"):
-        flatten_parameters(model)
+        FlatModel(model)
 
 
 def test_a_vector_travels_from_model_to_model():
     learner, actor = (nn.Linear(4, 3) for _ in range(2))
-    flat, mine = flatten_parameters(learner), flatten_parameters(actor)
+    flat, mine = FlatModel(learner).parameters, FlatModel(actor).parameters
     weights = Weights(len(flat), torch.float32)
     weights.publish(flat, 5)
     assert weights.read(mine) == 5

@@ -25,7 +25,8 @@ FUZZ = settings(
     derandomize=True, database=None, deadline=None, max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
-FIELDS = {field.name: field for group in Config.groups("impala").values() for field in dataclasses.fields(group)}
+GROUPS = Config.groups("impala", "mlp").values()
+FIELDS = {field.name: field for group in GROUPS for field in dataclasses.fields(group)}
 WORDS = st.sampled_from(
     ["", "0", "-1", "1", "2.5", "1e400", "nan", "inf", "none", "true", "[]", "{}", '{"a": 1}', "é", "-"]
 )
@@ -81,7 +82,7 @@ def flag_values(draw: Any) -> dict[str, Any]:
 
 
 def owner(name: str) -> type:
-    return next(g for g in Config.groups("impala").values() if name in {f.name for f in dataclasses.fields(g)})
+    return next(g for g in GROUPS if name in {f.name for f in dataclasses.fields(g)})
 
 
 @FUZZ

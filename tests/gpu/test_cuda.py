@@ -9,10 +9,13 @@ from conftest import rows
 from gymnasium import spaces
 from torch.testing import assert_close
 
-from beast.algorithms import impala
+from beast.algorithms import PlainLoss, impala
 from beast.data import ArraySpec, Batch, EnvOutput, map_nested
 from beast.distributions import distribution_for
-from beast.learner import Learner, OptimiserConfig
+from beast.flat import FlatModel
+from beast.gradients import Gradients
+from beast.learner import Learner, master_parameters
+from beast.optimisers import OptimiserConfig
 from beast.policy import ModelChoice, Policy
 from beast.weights import Weights
 
@@ -45,12 +48,22 @@ def batch_of(choice: ModelChoice, seed: int) -> Batch:
     )
 
 
-def learner_on(device: str, choice: ModelChoice, dtype: torch.dtype, compile_model: bool = False) -> Learner:
-    torch.manual_seed(0)
-    return Learner(
-        choice.build(), distribution_for(ACTIONS), impala.loss, impala.Config(), OptimiserConfig(), SPEC, 10**9,
-        torch.device(device), dtype, compile_model,
-    )  # fmt: skip
+class Taught:
+    """A learner, and where its gradients come from."""
+
+    def __init__(self, name: str, choice: ModelChoice, dtype: torch.dtype, compile_model: bool = False) -> None:
+        torch.manual_seed(0)
+        model, device = choice.build(), torch.device(name)
+        masters = master_parameters(model)
+        algorithm = PlainLoss(impala.Config(), distribution_for(ACTIONS), impala.loss)
+        self.gradients = Gradients(FlatModel(model, device, dtype), algorithm, SPEC, device, compile_model)
+        self.learner = Learner(self.gradients, OptimiserConfig(), 10**9, masters)
+
+    def learn(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One update; what came of it."""
+        gradients = self.gradients.of(self.gradients.to_device(batch))
+        (update,) = [self.learner.apply(gradient, T * B) for gradient in gradients]
+        return update.metrics
 
 
 @MODELS
@@ -58,11 +71,10 @@ def learner_on(device: str, choice: ModelChoice, dtype: torch.dtype, compile_mod
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 5e-2)])
 def test_losses_are_those_of_the_cpu(model: str, use_lstm: bool, dtype: torch.dtype, tolerance: float) -> None:
     choice = ModelChoice(model, use_lstm, SPACE, ACTIONS)
-    cpu, cuda = learner_on("cpu", choice, dtype), learner_on("cuda", choice, dtype)
+    cpu, cuda = Taught("cpu", choice, dtype), Taught("cuda", choice, dtype)
     for seed in range(3):
         batch = batch_of(choice, seed)
-        expected = cpu.step(cpu.stage(batch))
-        got = cuda.step(cuda.stage(batch))
+        expected, got = cpu.learn(batch), cuda.learn(batch)
         for name, value in expected.items():
             assert_close(got[name].cpu().float(), value.float(), rtol=tolerance, atol=tolerance * 100)
 
@@ -70,20 +82,20 @@ def test_losses_are_those_of_the_cpu(model: str, use_lstm: bool, dtype: torch.dt
 @LSTM
 def test_a_compiled_model_has_the_losses_of_the_cpu(use_lstm: bool) -> None:
     choice = ModelChoice("impala_shallow", use_lstm, SPACE, ACTIONS)
-    cpu, cuda = learner_on("cpu", choice, torch.float32), learner_on("cuda", choice, torch.float32, compile_model=True)
+    cpu, cuda = Taught("cpu", choice, torch.float32), Taught("cuda", choice, torch.float32, compile_model=True)
     for seed in range(3):
         batch = batch_of(choice, seed)
-        expected, got = cpu.step(cpu.stage(batch)), cuda.step(cuda.stage(batch))
+        expected, got = cpu.learn(batch), cuda.learn(batch)
         assert_close(got["total_loss"].cpu(), expected["total_loss"], rtol=2e-3, atol=0.2)
 
 
 def test_a_batch_staged_by_another_thread_while_one_is_learned_arrives_whole() -> None:
     choice = ModelChoice("impala_shallow", False, SPACE, ACTIONS)
-    learner = learner_on("cuda", choice, torch.bfloat16)
+    taught = Taught("cuda", choice, torch.bfloat16)
     batches = [batch_of(choice, seed) for seed in range(4)]
-    staged = [learner.stage(batch) for batch in batches]
+    staged = [taught.gradients.to_device(batch) for batch in batches]
     for batch, there in zip(batches, staged, strict=True):
-        learner.step(learner.stage(batches[0]))
+        taught.learn(batches[0])
         assert there.ready is not None
         there.ready.synchronize()
         map_nested(lambda a, b: assert_close(a.cpu(), b), tuple(there.batch), tuple(batch))
@@ -110,10 +122,10 @@ def test_a_policy_chooses_the_same_actions_on_both(model: str, use_lstm: bool) -
         for policy in policies:
             policy.refresh()
             answers.append(policy.act(env, noise))
-        assert_close(answers[0][1], answers[1][1], rtol=1e-2, atol=1e-2)
-        assert (
-            answers[0][0] == answers[1][0]
-        ).mean() >= 0.75  # where two actions are as good as equal, rounding decides
+        one, other = answers
+        assert_close(one.logits, other.logits, rtol=1e-2, atol=1e-2)
+        # Where two actions are as good as equal, rounding decides.
+        assert (one.action == other.action).mean() >= 0.75
 
 
 @pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])

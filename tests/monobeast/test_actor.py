@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
-from beast.data import flatten, map_nested, restack
+from beast.data import Chosen, flatten, map_nested, restack
 from beast.envs import EnvChoice
+from beast.flat import FlatModel
 from beast.policy import ModelChoice, seed_for
 from beast.unrolls import UnrollStore
-from beast.weights import Weights, flatten_parameters
+from beast.weights import Weights
 from beast.workers import Board, Worker, Workers
 from monobeast.actor import Actors, run
 
@@ -49,7 +50,7 @@ class Setting:
         self.model = self.choice.build()
         with torch.no_grad():
             self.model.policy.weight.mul_(10)  # so that a wrong input shows in the logits, and in the actions
-        self.flat = flatten_parameters(self.model)
+        self.flat = FlatModel(self.model).parameters
         self.weights = Weights(self.flat.numel(), torch.float32)
         self.weights.publish(self.flat, 0)
         self.spec = self.choice.unroll_spec(self.model, group.observation_spec, group.metric_names)
@@ -75,7 +76,9 @@ class Setting:
         return unroll
 
     def batch(self, size):
-        batch, episodes = self.store.read(self.store.next_slots(size, timeout=1))
+        slots = self.store.next_slots(size, timeout=1)
+        batch, episodes = self.store.read(slots)
+        self.store.free(slots)
         if not isinstance(self.spec.observation, dict | tuple) and self.spec.observation.stack > 1:
             frames = batch.observation
             batch = batch._replace(observation=restack(frames, batch.first, self.spec.observation.stack))
@@ -315,12 +318,13 @@ def test_an_actor_group_without_a_policy_writes_what_it_is_given(setting):
     group.begin(slots)
     group.remember((np.full((2, 256), 0.5), np.full((2, 256), -0.5)))
     assert group.noise.shape == (2, 3)
-    assert not group.step(np.array([0, 2]), np.ones((2, 3)), 7)
-    assert group.step(np.array([1, 1]), np.full((2, 3), 2.0), 8)
+    assert not group.step(Chosen(np.array([0, 2]), np.ones((2, 3))), 7)
+    assert group.step(Chosen(np.array([1, 1]), np.full((2, 3), 2.0)), 8)
     port.commit(slots)
     batch, _ = one.batch(2)
     assert batch.action.tolist() == [[0, 2], [1, 1]]
     assert batch.policy_version.tolist() == [[7, 7], [8, 8]]
+    assert batch.actor.tolist() == [0, 1]
     assert batch.behaviour_logits[:, 0, 0].tolist() == [1.0, 2.0]
     assert [leaf.unique().tolist() for leaf in batch.core_state] == [[0.5], [-0.5]]
 
@@ -343,6 +347,7 @@ def test_actor_processes_commit_whole_unrolls_as_they_would_in_one_process_and_l
             workers.check()
             if (slots := one.store.next_slots(2, timeout=0.2)) is not None:
                 unrolls.append(one.store.read(slots)[0])
+                one.store.free(slots)
     finally:
         workers.stop(deadline=20.0)
     assert [worker.process.exitcode for worker in workers.workers] == [0, 0]

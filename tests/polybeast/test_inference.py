@@ -43,6 +43,6 @@ def test_whoever_always_has_work_still_gives_signs_of_life_and_sees_the_stop() -
 def test_workers_have_two_groups_where_one_can_step_beside_the_others_forward(
     serial: bool, workers: int, device: str, groups: int
 ) -> None:
-    actors, task = SimpleNamespace(serial=serial), SimpleNamespace(device=torch.device(device))
-    trainer: Any = SimpleNamespace(config=SimpleNamespace(actors=actors), task=task)
-    assert _groups(workers, trainer) == groups
+    task: Any = SimpleNamespace(device=torch.device(device))
+    config: Any = SimpleNamespace(actors=SimpleNamespace(serial=serial))
+    assert _groups(workers, config, task) == groups

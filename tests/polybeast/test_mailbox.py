@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from beast.data import ArraySpec, EnvOutput, map_nested
+from beast.data import ArraySpec, Chosen, EnvOutput, map_nested
 from beast.unrolls import UnrollSpec
 from polybeast.mailbox import Line, Mailbox, Post, Request
 
@@ -18,6 +18,8 @@ SPEC = UnrollSpec(
     action=ArraySpec((), np.dtype(np.int64)),
     num_params=5,
     core_state=(ArraySpec((6,), FLOAT),),
+    extra={"cost": ArraySpec((2,), FLOAT)},
+    agent_extra={"goal": ArraySpec((3,), FLOAT)},
 )
 
 
@@ -27,6 +29,7 @@ def env_output(count: int, value: int) -> EnvOutput:
         {"image": np.full((count, 2, 3), value, np.uint8), "vector": np.full((count, 4), value, np.float32)},
         np.full(count, value, np.float32), np.zeros(count, bool), np.zeros(count, bool), np.ones(count, bool),
         np.full(count, value), nothing, nothing, np.zeros((count, 0), np.float32),
+        {"cost": np.full((count, 2), value, np.float32)},
     )  # fmt: skip
 
 
@@ -40,17 +43,24 @@ def test_rows_of_groups_are_collected_in_the_order_asked_for(groups: list[slice]
     assert post.reward.tolist() == expected
     assert post.observation["image"][:, 1, 2].tolist() == expected
     assert post.last_action.tolist() == expected
+    assert post.extra["cost"][:, 1].tolist() == expected
     assert post.opening.tolist() == [value == 10 for value in expected]
 
 
 def test_answers_go_back_to_their_own_places() -> None:
     mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
-    mailbox.reply([slice(3, 5), slice(0, 1)], np.array([7, 8, 9]), np.arange(15.0).reshape(3, 5), version=4)
-    action, logits, version = mailbox.answer(slice(3, 5))
-    assert action.tolist() == [7, 8]
-    assert logits[1].tolist() == [5, 6, 7, 8, 9]
+    goal = np.arange(9, dtype=np.float32).reshape(3, 3)
+    chosen = Chosen(np.array([7, 8, 9]), np.arange(15, dtype=np.float32).reshape(3, 5), {"goal": goal})
+    mailbox.reply([slice(3, 5), slice(0, 1)], chosen, version=4)
+    answer, version = mailbox.answer(slice(3, 5))
+    assert answer.action.tolist() == [7, 8]
+    assert answer.logits[1].tolist() == [5, 6, 7, 8, 9]
+    assert answer.extra["goal"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert version == 4
-    assert mailbox.answer(slice(0, 1))[0].tolist() == [9]
+    answer, version = mailbox.answer(slice(0, 1))
+    assert answer.action.tolist() == [9]
+    assert answer.extra["goal"].tolist() == [[6, 7, 8]]
+    assert version == 4
 
 
 def test_states_are_left_for_their_places_alone() -> None:

@@ -9,19 +9,16 @@ import pytest
 import torch
 from conftest import rows
 
-import monobeast.train
-import polybeast.train
+from beast.assemble import assemble
 from beast.task import settle
 from beast.trainer import Trainer
-
-HOSTS = {"monobeast": monobeast.train.host, "polybeast": polybeast.train.host}
 
 
 def train(trainer: str, **flags: Any) -> Trainer:
     values = {"env": "Catch-v0", "num_actors": 8, "batch_size": 8, "total_steps": 4_000, "report_every": 1e6, "seed": 3}
     config, task = settle(values | {"trainer": trainer} | flags)
-    run = Trainer(config, task, None, live=False)
-    assert run.run(HOSTS[trainer]) == 0
+    run = assemble(config, task, None, live=False)
+    assert run.run() == 0
     return run
 
 
@@ -30,7 +27,7 @@ def test_both_beasts_end_with_identical_weights_in_serial_mode(flags: dict[str, 
     flags = {"num_actor_processes": 0} | flags
     mono, poly = train("monobeast", **flags), train("polybeast", **flags)
     assert mono.learner.updates == poly.learner.updates > 0
-    assert torch.equal(mono.learner.flat, poly.learner.flat)
+    assert torch.equal(mono.learner.acting.parameters, poly.learner.acting.parameters)
 
 
 def test_weights_that_change_inside_an_unroll_are_another_policy_but_still_one_run() -> None:
@@ -38,7 +35,7 @@ def test_weights_that_change_inside_an_unroll_are_another_policy_but_still_one_r
     step = train("polybeast", num_actor_processes=0, weights_sync="step")
     assert unroll.learner.updates == step.learner.updates
     # Serial mode publishes between unrolls only, so here both are the same policy on every row.
-    assert torch.equal(unroll.learner.flat, step.learner.flat)
+    assert torch.equal(unroll.learner.acting.parameters, step.learner.acting.parameters)
 
 
 @pytest.mark.parametrize("inference", ["thread", "process"])
@@ -48,7 +45,7 @@ def test_workers_and_inference_learn_catch(inference: str) -> None:
     )
     row = run.reports.report(step=run.learner.steps, updates=run.learner.updates, learning_rate=0.0, stages={})
     assert row["mean_episode_return"] > 0.8
-    counts = run.more_counts()
+    counts = run.crew.counts()
     sizes = counts["batch_sizes"].nonzero()[0]
     assert sizes.min() >= 4  # a group is never split
     assert sizes.max() <= 16

@@ -291,8 +291,10 @@ def test_the_action_that_a_reset_ignored_is_no_part_of_any_loss():
 def test_losses_are_sums_over_steps_and_unrolls():
     outputs, batch = random_case(seed=10)
     once = impala.loss(outputs, batch, CATEGORICAL, CONFIG)[1]
-    doubled = ModelOutput(*(torch.cat([x, x], dim=1) for x in outputs))
-    tensors = {name: torch.cat([x, x], dim=1) for name, x in batch._asdict().items() if name != "core_state"}
+    doubled = ModelOutput(*(torch.cat([x, x], dim=1) for x in (outputs.policy_logits, outputs.value)))
+    fields = {name: x for name, x in batch._asdict().items() if isinstance(x, torch.Tensor)}
+    assert {"observation", "reward", "first", "action", "behaviour_logits", "policy_version"} <= fields.keys()
+    tensors = {name: torch.cat([x, x], dim=1) for name, x in fields.items()}
     twice = impala.loss(doubled, batch._replace(**tensors), CATEGORICAL, CONFIG)[1]
     for name in once:
         assert_close(twice[name], 2 * once[name], **TIGHT)
