@@ -78,14 +78,10 @@ class ActorCritic(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         distribution = distribution_for(action_space)
-        self._action_sizes: list[int] | None = None  # of each one-hot part; None: continuous
-        if isinstance(action_space, gymnasium.spaces.Discrete):
-            self._action_sizes = [int(action_space.n)]
-        elif isinstance(action_space, gymnasium.spaces.MultiDiscrete):
-            self._action_sizes = [int(n) for n in action_space.nvec.reshape(-1)]
+        self._encode = distribution.encode
         self._feed_last_step = feed_last_step
         if feed_last_step:
-            width += 1 + (sum(self._action_sizes) if self._action_sizes else distribution.noise_size)
+            width += 1 + distribution.encoded_size
         self.memory = Memory(width) if use_lstm else None
         width = LSTM_SIZE if use_lstm else width
         self.policy = Head(width, distribution.num_params)
@@ -104,11 +100,7 @@ class ActorCritic(nn.Module):
 
     def _encode_action(self, action: torch.Tensor) -> torch.Tensor:
         """`[T, B]` or `[T, B, N]` to `[T * B, F]`."""
-        if self._action_sizes is None:
-            return action.flatten(0, 1).tanh().to(self.dtype)
-        parts = action.reshape(-1, len(self._action_sizes)).unbind(-1)
-        one_hots = [F.one_hot(part, size) for part, size in zip(parts, self._action_sizes, strict=True)]
-        return torch.cat(one_hots, dim=-1).to(self.dtype)
+        return self._encode(action.flatten(0, 1)).to(self.dtype)
 
     def forward(self, inputs: ModelInput, core_state: Nested) -> tuple[ModelOutput, Nested]:
         rows, batch = inputs.reward.shape
