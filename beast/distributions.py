@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -243,11 +244,11 @@ class Joint(Distribution):
     Actions are int64 if all parts' are, else float32 (which holds a choice's number exactly).
     """
 
-    def __init__(self, space: gymnasium.spaces.Dict | gymnasium.spaces.Tuple, where: str = "") -> None:
-        self._keys = list(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else None
-        spaces = space.spaces if self._keys is None else [space.spaces[key] for key in self._keys]  # type: ignore[index]
-        keys = self._keys or range(len(spaces))
-        self._parts = [distribution_for(part, f"{where}[{key!r}]") for key, part in zip(keys, spaces, strict=True)]
+    def __init__(self, space: gymnasium.spaces.Dict | gymnasium.spaces.Tuple, where: str = "") -> None:  # type: ignore[type-arg]
+        named = isinstance(space, gymnasium.spaces.Dict)
+        parts: list[tuple[Any, Any]] = list(space.spaces.items() if named else enumerate(space.spaces))  # type: ignore[union-attr]
+        self._keys = [key for key, _ in parts] if named else None
+        self._parts = [distribution_for(part, f"{where}[{key!r}]") for key, part in parts]
         for name in ("num_params", "noise_size", "mask_size", "encoded_size"):
             setattr(self, name, sum(getattr(part, name) for part in self._parts))
         self._sizes = [part.action_spec.shape[0] if part.action_spec.shape else 1 for part in self._parts]

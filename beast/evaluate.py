@@ -14,7 +14,7 @@ import torch
 
 from beast import checkpoint
 from beast.config import Config
-from beast.data import Array, EnvOutput, map_nested
+from beast.data import Array, EnvOutput, Nested, map_nested
 from beast.envs import EnvError
 from beast.policy import Policy, seed_for
 from beast.system import keep_freed_memory, use_compute_threads
@@ -136,7 +136,7 @@ def record(task: Task, policy: Policy, seed: int, deterministic: bool, folder: P
             writer.write(image[..., ::-1])
             noise = None if deterministic else policy.distribution.noise(generator, 1)
             action, _ = policy.act(_one(observation, reward, action, first), noise)
-            observation, reward, terminated, truncated, _ = env.step(policy.distribution.to_env(action)[0])  # type: ignore[assignment]
+            observation, reward, terminated, truncated, _ = env.step(_only(policy.distribution.to_env(action)))  # type: ignore[assignment]
             first, over = False, terminated or truncated
     finally:
         if writer is not None:
@@ -154,6 +154,11 @@ def _picture(env: Any, name: str) -> Array:
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         raise EnvError(f"--video: render() of {name} returned no picture [H, W, 3]")
     return image
+
+
+def _only(actions: Nested) -> Nested:
+    """The action of a group of one."""
+    return map_nested(lambda array: array[0], actions)
 
 
 def _one(observation: Any, reward: float, last_action: Array, first: bool) -> EnvOutput:

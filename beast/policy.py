@@ -41,7 +41,7 @@ class ModelChoice:
             module = import_named(path)
         except NoSuchModule as error:
             raise ModelError(
-                f"no model {self.model!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, mlp) "
+                f"no model {self.model!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp) "
                 "or a module of your own (my_package.my_module) that can be imported from here"
             ) from error
         if not hasattr(module, "Model"):

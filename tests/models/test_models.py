@@ -16,7 +16,7 @@ from beast.data import ModelInput
 from models.base import Memory
 
 IMAGE_MODELS = ["atari_shallow", "impala_resnet", "impala_shallow"]
-ALL_MODELS = [*IMAGE_MODELS, "mlp"]
+ALL_MODELS = [*IMAGE_MODELS, "mlp", "multi_input"]
 DISCRETE = spaces.Discrete(6)
 ACTION_SPACES = [DISCRETE, spaces.MultiDiscrete([3, 4]), spaces.Box(-1, 1, (2, 2))]
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
