@@ -46,6 +46,11 @@ class EnvChoice:
         family = families.family_of(self.env)
         return family.preset if family is not None else None
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Of Atari's emulator, which shows no picture but in `make_single`."""
+        return {name: value for name, value in self.env_kwargs.items() if name != "render_mode"}
+
     def make_group(self, seeds: list[int], evaluation: bool = False) -> EnvGroup:
         """Environments stepped together, one a seed.
 
@@ -55,7 +60,7 @@ class EnvChoice:
         if self.is_atari and not self.standard.wrapper:
             return atari.make_group(
                 self.env, seeds, evaluation=evaluation, standard=self.standard, life_loss=self.life_loss,
-                fire_on_life_loss=self.fire_on_life_loss, full_action_set=self.full_action_set, **self.env_kwargs,
+                fire_on_life_loss=self.fire_on_life_loss, full_action_set=self.full_action_set, **self._settings,
             )  # fmt: skip
         if self.is_atari:
             ends = self.life_loss and not evaluation
@@ -71,24 +76,21 @@ class EnvChoice:
             raise EnvError(f"cannot make --env {self.env}: {one_line(error)}") from error
         made = iter([first])
 
-        # Further ones are made where `first` was, with what the flags put around it.
         def wrapped() -> gymnasium.Env[Any, Any]:
             return wrappers.apply(next(made, None) or make(), self.standard, self.env)
 
-        stack = self.standard.frame_stack or 1
-        try:
-            return group_of([wrapped] * len(seeds), seeds, stack=stack)
-        except AssertionError as error:  # Gymnasium's, for environments of one name with different spaces
-            raise EnvError(f"--env {self.env} cannot be stepped in a group: {one_line(error)}") from error
+        return group_of([wrapped] * len(seeds), seeds, stack=self.standard.frame_stack or 1)
 
     def make_single(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """One environment that renders, with the observations of `make_group`."""
         if self.is_atari:
             return atari.make_single(
                 self.env, standard=self.standard, fire_on_life_loss=self.fire_on_life_loss,
-                full_action_set=self.full_action_set, render_mode=render_mode, **self.env_kwargs,
+                full_action_set=self.full_action_set, render_mode=render_mode, **self._settings,
             )  # fmt: skip
         make, _ = self._maker()
+        if render_mode and (family := families.family_of(self.env)) is not None:
+            family.prepare_pictures()
         return wrappers.apply(make(**({"render_mode": render_mode} if render_mode else {})), self.standard, self.env)
 
     def _maker(self) -> tuple[Callable[..., Any], bool]:

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from beast.data import Array, ArraySpec, EnvOutput, Nested, map_nested
-from beast.distributions import distribution_for
+from beast.distributions import Distribution, distribution_for
 from beast.envs.spaces import Codes, is_text, words_of
 
 
@@ -54,10 +54,7 @@ class EnvGroup:
         self._seeds = seeds
         self._lives_end_returns, self._fire = lives_end_returns, fire
         self._watches_lives = lives_end_returns or fire is not None
-        try:
-            self._distribution = distribution_for(self.action_space)
-        except ValueError as error:
-            raise EnvError(str(error)) from error
+        self._distribution = _distribution_of(self.action_space)
         action = self._distribution.action_spec
         self._no_action = np.zeros((self.num_envs, *action.shape), action.dtype)
         self._over = np.zeros(self.num_envs, bool)
@@ -289,9 +286,10 @@ class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
         keep: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(env)
-        self._said = as_space(env.observation_space)
+        self._said = as_space(getattr(env, "observation_space", None))
         self.observation_space, self._convert = _adapted(self._said, grid or (lambda space: space), "")
-        self.action_space = as_space(env.action_space)
+        self.action_space = as_space(getattr(env, "action_space", None))
+        _distribution_of(self.action_space)
         own = _own_metric_names(env)
         self._metrics = {name: (name,) for name in own} | {n: p for n, p in METRICS.items() if n not in own}
         self.metric_names = tuple(self._metrics)
@@ -428,16 +426,27 @@ def group_of(envs: list[Any], seeds: list[int], **settings: Any) -> EnvGroup:
     Args:
         envs: functions without arguments, one an environment, as SyncVectorEnv takes them.
         settings: further ones of EnvGroup.
+
+    Raises:
+        EnvError: if they do not all have the same spaces.
     """
+    made = [env if _adapter_in(env) else Adapter(env) for env in (make() for make in envs)]
+    for env in made[1:]:
+        for name in ("observation_space", "action_space"):
+            if getattr(env, name) != getattr(made[0], name):
+                raise EnvError(
+                    f"environments made alike have different spaces, as {getattr(made[0], name)} and {getattr(env, name)}: let "
+                    f"{name} be the same each time"
+                )
+    ready = iter(made)
+    return EnvGroup(SyncVectorEnv([lambda: next(ready)] * len(made), copy=False), seeds, **settings)
 
-    def adapted(make: Any) -> Any:
-        def make_adapted() -> gymnasium.Env[Any, Any]:
-            env = make()
-            return env if _adapter_in(env) else Adapter(env)
 
-        return make_adapted
-
-    return EnvGroup(SyncVectorEnv([adapted(make) for make in envs], copy=False), seeds, **settings)
+def _distribution_of(space: gymnasium.Space[Any]) -> Distribution:
+    try:
+        return distribution_for(space)
+    except ValueError as error:
+        raise EnvError(str(error)) from error
 
 
 def _adapter_in(env: Any) -> bool:

@@ -41,6 +41,8 @@ class Family:
     """called with the imported module"""
     prepare: Callable[[], None] = lambda: None
     """called before the import"""
+    prepare_pictures: Callable[[], None] = lambda: None
+    """called before an environment is made that renders"""
 
 
 def _register_crafter(module: Any) -> None:
@@ -60,6 +62,11 @@ def _without_display() -> None:
         importlib.import_module("pyglet").options["headless"] = True
 
 
+def _mujoco_without_display() -> None:
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 FAMILIES = (
     Family("MiniGrid", "minigrid", "minigrid", r"MiniGrid-|BabyAI-", "minigrid", preset="minigrid"),
     Family(
@@ -69,7 +76,7 @@ FAMILIES = (
     Family("ViZDoom", "vizdoom", "vizdoom.gymnasium_wrapper", r"Vizdoom", "vizdoom"),
     Family("MiniWorld", "miniworld", "miniworld", r"MiniWorld-", "miniworld", prepare=_without_display),
     Family("Crafter", "crafter", "crafter", r"Crafter(No)?Reward-", "crafter", register=_register_crafter),
-    Family("MuJoCo", "mujoco", "mujoco", r"gymnasium\.envs\.mujoco", "mujoco"),
+    Family("MuJoCo", "mujoco", "mujoco", r"gymnasium\.envs\.mujoco", "mujoco", prepare_pictures=_mujoco_without_display),
     Family("Box2D", "box2d", "Box2D", r"gymnasium\.envs\.box2d", "gymnasium[box2d]"),
 )  # fmt: skip
 

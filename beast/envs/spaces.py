@@ -22,6 +22,9 @@ class Words(gymnasium.spaces.Box):
     def __init__(self, length: int) -> None:
         super().__init__(0, BUCKETS, (length,), np.int16)
 
+    def __repr__(self) -> str:
+        return f"Words({self.shape[0]})"
+
     def encode(self, text: str) -> Array:
         """Lower case, without punctuation; words beyond `length` are left out."""
         numbers = np.zeros(self.shape, np.int16)
@@ -37,6 +40,9 @@ class Codes(gymnasium.spaces.Box):
     def __init__(self, shape: tuple[int, ...], count: int) -> None:
         super().__init__(0, count - 1, shape, np.uint8)
         self.count = count
+
+    def __repr__(self) -> str:
+        return f"Codes({self.shape}, {self.count})"
 
 
 def is_text(space: gymnasium.Space) -> bool:  # type: ignore[type-arg]

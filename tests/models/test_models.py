@@ -188,7 +188,7 @@ def outputs_of(model, inputs, state=()):
 @pytest.mark.parametrize(
     ("name", "use_lstm", "fed"),
     [("atari_shallow", False, True)]
-    + [(name, False, False) for name in ("impala_resnet", "impala_shallow", "mlp")]
+    + [(name, False, False) for name in ("impala_resnet", "impala_shallow", "mlp", "multi_input")]
     + [(name, True, True) for name in ALL_MODELS],
 )
 def test_last_reward_and_action_reach_the_nets_that_should_see_them(name, use_lstm, fed):
@@ -322,7 +322,7 @@ def test_grey_images_need_no_channel_axis(name):
 def test_bytes_are_scaled_to_one_and_images_centred_while_floats_are_left_alone(name):
     inputs = random_inputs(2, 2, SMALL)
     observation = inputs.observation / 255
-    if name in IMAGE_MODELS:
+    if name != "mlp":
         observation = observation - observation.mean((-2, -1), keepdim=True)
     scaled = inputs._replace(observation=observation)
     floats = make(name, spaces.Box(0, 1, SMALL.shape, np.float32))

@@ -317,18 +317,6 @@ def test_our_own_environments_are_known_with_and_without_their_version(name):
     assert EnvChoice(name).make_group([0]).observation_space.shape == (10, 5)
 
 
-@pytest.fixture
-def own_module(tmp_path, monkeypatch):
-    """Writes a module of the user's own and returns its name."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def write(name, text):
-        (tmp_path / f"{name}.py").write_text(text)
-        return name
-
-    return write
-
-
 def test_a_function_of_the_users_own_gets_env_kwargs_and_is_called_once_an_environment(own_module):
     name = own_module(
         "own_env_counted",
