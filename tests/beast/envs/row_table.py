@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -68,7 +70,7 @@ def check_table(task, model, batches, lives=False):
         with torch.no_grad():  # the model sees the same rows here as it saw there, one at a time
             output, _ = model(map_nested(lambda x: x[:-1], batch.model_input()), batch.core_state)
         torch.testing.assert_close(output.policy_logits, batch.behaviour_logits, rtol=1e-3, atol=1e-4)
-    for before, after in zip(batches, batches[1:], strict=False):
+    for before, after in itertools.pairwise(batches):
         for name in ENV_FIELDS:
             for last, row in zip(flatten(getattr(before, name)), flatten(getattr(after, name)), strict=True):
                 assert torch.equal(last[-1], row[0]), name
