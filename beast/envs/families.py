@@ -77,7 +77,7 @@ FAMILIES = (
     Family("MiniWorld", "miniworld", "miniworld", r"MiniWorld-", "miniworld", prepare=_without_display),
     Family("Crafter", "crafter", "crafter", r"Crafter(No)?Reward-", "crafter", register=_register_crafter),
     Family("MuJoCo", "mujoco", "mujoco", r"gymnasium\.envs\.mujoco", "mujoco", prepare_pictures=_mujoco_without_display),
-    Family("Box2D", "box2d", "Box2D", r"gymnasium\.envs\.box2d", "gymnasium[box2d]"),
+    Family("Box2D", "box2d", "Box2D", r"gymnasium\.envs\.box2d", "box2d==2.3.10"),
 )  # fmt: skip
 
 

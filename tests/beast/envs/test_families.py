@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import sys
 
 import gymnasium
 import numpy as np
 import pytest
-from conftest import assert_one_line
+from conftest import ROOT, assert_one_line
 from gymnasium import spaces
 from row_table import check_table, unrolls
 
+from beast.config import EnvironmentConfig
 from beast.envs import EnvChoice, EnvError, code_named_by, families
 from beast.envs.spaces import Codes, Words
+from beast.flags import Parser
+from beast.task import settle
 
 TINY = ["--num_actors", 2, "--num_actor_processes", 0, "--unroll_length", 5, "--batch_size", 2, "--total_steps", 30]
 
@@ -97,6 +101,33 @@ def test_actor_processes_find_it_too(start, name, trainer):
     assert program.code == 0, program.story()
 
 
+DOCUMENTED = [
+    (words[0], words[1:], *model.split(", "))
+    for cells in (line.split("|") for line in (ROOT / "docs" / "environments.md").read_text().splitlines())
+    if len(cells) == 6 and (command := cells[3].strip().strip("`")).startswith("python run.py --env ")
+    for words, model in [(command.split()[3:], cells[4].strip())]
+]
+
+
+@pytest.mark.parametrize(("env", "flags", "model", "preset"), DOCUMENTED, ids=[env for env, *_ in DOCUMENTED])
+def test_what_the_documentation_says_of_a_suite_is_so(env, flags, model, preset):
+    if families.family_of(env) is not None:
+        needs(env)
+    parser = Parser()
+    parser.add_dataclass(EnvironmentConfig)
+    config, _ = settle(parser.parse(["--env", env, *flags]))
+    assert (config.learner.model, config.run.preset) == (model, preset)
+
+
+def test_every_suite_is_documented_and_has_an_extra():
+    documented = {family.name for env, *_ in DOCUMENTED if (family := families.family_of(env))}
+    assert documented == {family.name for family in families.FAMILIES}
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    for family in families.FAMILIES:
+        assert family.package in setup["options.extras_require"][family.extra]
+
+
 # -- names --------------------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +156,7 @@ def test_minatar_may_be_named_by_any_of_its_modules(name):
         ("MiniWorld-Hallway-v0", "miniworld", "miniworld"),
         ("CrafterReward-v1", "crafter", "crafter"),
         ("HalfCheetah-v5", "mujoco", "mujoco"),
-        ("LunarLander", "gymnasium[box2d]", "box2d"),
+        ("LunarLander", "box2d==2.3.10", "box2d"),
     ],
 )
 def test_a_suite_that_is_not_installed_is_answered_with_what_installs_it(
