@@ -92,7 +92,7 @@ def test_it_is_evaluated_and_filmed(call, tmp_path, env, flags, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
-@pytest.mark.parametrize("name", ["minigrid", "minatar", "mujoco", "vizdoom"])
+@pytest.mark.parametrize("name", ["minigrid", "mujoco", "vizdoom"])
 def test_actor_processes_find_it_too(start, name, trainer):
     env, flags, _ = ENVIRONMENTS[name]
     needs(env)
