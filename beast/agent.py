@@ -66,7 +66,7 @@ class Agent:
         observation, one = self._batched(observation)
         chosen = self.choose(observation, reward, first, extra)
         actions = self.policy.distribution.to_env(chosen.action)
-        return actions[0] if one else actions
+        return map_nested(lambda array: array[0], actions) if one else actions
 
     def choose(
         self, observation: Nested, reward: Any = None, first: Any = None, extra: dict[str, Array] | None = None

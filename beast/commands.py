@@ -15,7 +15,7 @@ from beast import checkpoint, run_folder
 from beast.checkpoint import CheckpointError
 from beast.config import Config, ConfigError, LearnerConfig, RunConfig
 from beast.envs import EnvError
-from beast.flags import Parser, preset_help
+from beast.flags import Parser, json_object, preset_help
 from beast.policy import ModelError
 from beast.system import allow_open_files
 from beast.workers import WorkerError, warm_up
@@ -145,6 +145,8 @@ def evaluate(arguments: list[str]) -> int:
     add("--deterministic", action="store_true", help="take the likeliest action instead of drawing one")
     add("--seed", type=int, metavar="N", help="of environments and actions [the run's, moved]")
     add("--video", metavar="DIR", help="also record one episode as DIR/episode.mp4")
+    add("--env", metavar="NAME", help="play this one, of the same spaces [the run's]")
+    add("--env_kwargs", type=json_object, metavar="JSON", help="handed to the environment [the run's; {} with --env]")
     add("--json", metavar="FILE", help="write all figures to FILE")
     add("--savedir", default="runs", metavar="DIR", help="where runs are [runs]")
     values = parser.parse(arguments)
@@ -160,7 +162,10 @@ def evaluate(arguments: list[str]) -> int:
     path, state = checkpoint.load_newest(values["checkpoint"], values["savedir"], print)
     from beast.evaluate import from_checkpoint
 
-    result = from_checkpoint(path, state, values["episodes"], values["seed"], values["deterministic"], video)
+    other = {name: values[name] for name in ("env", "env_kwargs") if values[name] is not None}
+    if "env" in other:
+        other.setdefault("env_kwargs", {})
+    result = from_checkpoint(path, state, values["episodes"], values["seed"], values["deterministic"], video, other)
     print(
         f"{result['env']} at step {result['step']:,}: mean return {result['mean']:.2f}, median {result['median']:.2f}, "
         f"standard deviation {result['std']:.2f}, from {result['min']:g} to {result['max']:g} over {result['episodes']} "

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from beast.envs import EnvChoice
+from beast.envs import EnvChoice, EnvError, Standard
 from beast.names import NoSuchModule, import_named
 from beast.optimisers import OptimiserConfig
 from beast.policy import model_module
@@ -38,15 +38,49 @@ class EnvironmentConfig:
     """Environment"""
 
     env: str = "PongNoFrameskip-v4"
-    """an Atari or any Gymnasium id, or my_package.my_module:make_env"""
+    """an Atari or any Gymnasium id, my_package:MyEnv-v0 (imported for its ids), or my_package.my_module:make_env"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """JSON object handed to the environment, e.g. '{"rows": 8}'"""
     full_action_set: bool = False
     """Atari: all 18 actions instead of the game's own"""
+    action_repeat: int | None = None
+    """frames of the environment a step, rewards added up (default: 4 on Atari, else 1)"""
+    frame_stack: int | None = None
+    """the newest so many frames are the observation (default: 4 on Atari, else 1)"""
+    resize: str | None = None
+    """pictures become 84 (both sides) or HEIGHTxWIDTH (default: 84 on Atari, else as they are)"""
+    grayscale: bool = False
+    """pictures become grey (Atari's are)"""
+    max_episode_steps: int | None = None
+    """an episode is cut after so many steps (default: as registered, 27,000 on Atari)"""
+    wrapper: str = ""
+    """your own, my_package.my_module:wrap, called with the environment and put on inside all others (Atari: outside); several
+    with commas, the first one innermost"""
+    repeat_action_probability: float | None = None
+    """sticky actions: the last one is taken again with this probability (default: 0, for Atari as the id says)"""
+    life_loss: bool = True
+    """Atari: in training a lost life ends the return, not the game"""
+    fire_on_life_loss: bool = False
+    """Atari: FIRE is taken after a lost life, whatever the policy chose"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "action_repeat", "frame_stack", "max_episode_steps")
+        if not 0 <= (self.repeat_action_probability or 0.0) < 1:
+            raise ConfigError(f"--repeat_action_probability must lie in [0, 1), got {self.repeat_action_probability}")
+        try:
+            _ = self.standard.size
+        except EnvError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def standard(self) -> Standard:
+        return Standard(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Standard)})
 
     @property
     def choice(self) -> EnvChoice:
-        return EnvChoice(self.env, self.env_kwargs, self.full_action_set)
+        return EnvChoice(
+            self.env, self.env_kwargs, self.full_action_set, self.standard, self.life_loss, self.fire_on_life_loss
+        )
 
 
 @dataclass(frozen=True)
@@ -92,8 +126,8 @@ class LearnerConfig:
     algorithm: str = "impala"
     """a file of beast/algorithms, or my_package.my_module with Config and loss"""
     model: str | None = None
-    """a file of models/ (atari_shallow, impala_shallow, impala_resnet, mlp), or my_package.my_module with a class Model
-    (default: by the observation space)"""
+    """a file of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp), or my_package.my_module with a class
+    Model (default: by the observation space)"""
     use_lstm: bool = False
     """an LSTM after the features"""
     total_steps: int = 50_000_000

@@ -16,7 +16,7 @@ from beast import checkpoint
 from beast.agent import Agent
 from beast.config import Config
 from beast.data import Array
-from beast.envs import EnvError
+from beast.envs import EnvChoice, EnvError
 from beast.policy import Policy, seed_for
 from beast.system import keep_freed_memory, use_compute_threads
 from beast.task import Task, settle
@@ -53,9 +53,13 @@ def play(
 
 
 def from_checkpoint(
-    path: Path, state: dict[str, Any], episodes: int, seed: int | None, deterministic: bool, video: Path | None = None
-) -> dict[str, Any]:
+    path: Path, state: dict[str, Any], episodes: int, seed: int | None, deterministic: bool, video: Path | None = None,
+    other: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate a checkpoint, read from `path`; everything but the count of episodes comes from it.
+
+    Args:
+        other: flags of another environment of the same spaces.
 
     Returns:
         env, step, episodes, mean, median, std, min, max, returns, lengths, deterministic.
@@ -63,7 +67,9 @@ def from_checkpoint(
     Raises:
         CheckpointError, EnvError, ModelError: one line each.
     """
-    config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None})
+    config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None} | (other or {}))
+    if other:
+        _check_same_spaces(task, Config.from_flat(state["config"]).environment.choice)
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()
     use_compute_threads(1)  # more help little with so few games, and fight whoever trains beside
@@ -88,6 +94,18 @@ def from_checkpoint(
         "returns": returns,
         "lengths": lengths,
     }
+
+
+def _check_same_spaces(task: Task, trained_on: EnvChoice) -> None:
+    """Raises EnvError if a task has other spaces than the environment that its model was trained on."""
+    group = trained_on.make_group([0])
+    group.close()
+    for what, own, needed in (
+        ("observation", task.model.observation_space, group.observation_space),
+        ("action", task.model.action_space, group.action_space),
+    ):
+        if own != needed:
+            raise EnvError(f"--env {task.env.env}: its {what} space is {own}, the model was trained on {needed}")
 
 
 def load_model(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -141,11 +159,13 @@ def _picture(env: Any, name: str) -> Array:
     """`[H, W, 3]` uint8."""
     try:
         image = env.render()
+        if isinstance(image, list) and image:
+            image = image[-1]  # render_mode rgb_array_list
     except gymnasium.error.Error as error:  # pygame is missing, most likely
         raise EnvError(f"--video: {name} cannot render: {error}") from error
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         raise EnvError(f"--video: render() of {name} returned no picture [H, W, 3]")
-    return image
+    return image if image.dtype == np.uint8 else (image * 255).clip(0, 255).astype(np.uint8)  # MinAtar's are 0 .. 1
 
 
 class Evaluator:

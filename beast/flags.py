@@ -96,7 +96,7 @@ def _parser_of(hint: Any) -> tuple[Any, str]:
     if hint is float:
         return _number, "X"
     if typing.get_origin(hint) is dict:
-        return _json_object, "JSON"
+        return json_object, "JSON"
     return str, "NAME"
 
 
@@ -132,14 +132,15 @@ def _number_or_none(text: str) -> float | None:
 _number_or_none.__name__ = "number (or none)"
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """Raises ValueError for anything else."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(text)
     return value
 
 
-_json_object.__name__ = "JSON object"
+json_object.__name__ = "JSON object"
 
 
 def to_arguments(values: dict[str, Any]) -> list[str]:

@@ -92,7 +92,7 @@ def model_module(name: str) -> Any:
         module = import_named(name if "." in name else f"models.{name}")
     except NoSuchModule as error:
         raise ModelError(
-            f"no model {name!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, mlp) "
+            f"no model {name!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp) "
             "or a module of your own (my_package.my_module) that can be imported from here"
         ) from error
     if not hasattr(module, "Model"):

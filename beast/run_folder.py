@@ -25,7 +25,8 @@ _LOCK = ".lock"
 
 # Another value of one of these is another network, task or optimiser: no checkpoint can follow.
 _FIXED = (
-    "env", "env_kwargs", "full_action_set", "preset", "model", "use_lstm", "algorithm",
+    "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
+    "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm", "algorithm",
     "rmsprop_form", "momentum",
 )  # fmt: skip
 

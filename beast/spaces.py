@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 import torch
 
+from beast.envs.spaces import Codes, Words
+
 
 def to_plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
     """A space as dicts, lists, numbers, strings and tensors.
@@ -20,6 +22,10 @@ def to_plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
         return {"type": "Dict", "spaces": {key: to_plain(part) for key, part in space.spaces.items()}}
     if isinstance(space, spaces.Tuple):
         return {"type": "Tuple", "spaces": [to_plain(part) for part in space.spaces]}
+    if isinstance(space, Words):
+        return {"type": "Words", "length": space.shape[0]}
+    if isinstance(space, Codes):
+        return {"type": "Codes", "shape": list(space.shape), "count": space.count}
     if isinstance(space, spaces.Box):
         bounds = {"low": _bound(space.low), "high": _bound(space.high)}
         return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}
@@ -59,6 +65,10 @@ def from_plain(plain: dict[str, Any]) -> gymnasium.Space[Any]:
         return spaces.MultiBinary(settings["n"])
     if kind == "Text":
         return spaces.Text(settings["max_length"], min_length=settings["min_length"], charset=settings["charset"])
+    if kind == "Words":
+        return Words(settings["length"])
+    if kind == "Codes":
+        return Codes(tuple(settings["shape"]), settings["count"])
     raise ValueError(f"unknown space {kind!r}")
 
 

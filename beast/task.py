@@ -13,6 +13,7 @@ from beast.config import PRESETS, Config, ConfigError, algorithm_module
 from beast.crew import beast_module
 from beast.data import ArraySpec, Nested
 from beast.envs import EnvChoice
+from beast.envs.spaces import Codes, Words
 from beast.policy import ModelChoice
 from beast.system import has_fast_bfloat16
 
@@ -69,19 +70,30 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
 
 
 def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any]) -> str:
-    return "atari" if choice.is_atari or _is_image(space) else "classic"
-
-
-def _is_image(space: gymnasium.Space[Any]) -> bool:
-    """Large enough for the convolutional networks."""
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 3:
-        return False
-    sides = sorted(space.shape)[1:]  # the smallest of the three is the channels
-    return min(sides) >= 36
+    if choice.preset is not None:
+        return choice.preset
+    return "classic" if _model_for(space) == "mlp" else "atari"
 
 
 def _model_for(space: gymnasium.Space[Any]) -> str:
-    return "atari_shallow" if _is_image(space) else "mlp"
+    """What fits a space: convolutions for pictures, the mixed network where there are small ones, several parts or text."""
+    if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        if isinstance(space, Words | Codes):
+            return "multi_input"
+        if _sides(space) >= 36:
+            return "atari_shallow"
+        # A small [H, W] may be any matrix; a third axis makes a picture, or planes, of it.
+        return "multi_input" if _sides(space) >= 5 and len(space.shape or ()) > 2 else "mlp"
+    parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
+    return "mlp" if all(_model_for(part) == "mlp" and _sides(part) < 5 for part in parts) else "multi_input"
+
+
+def _sides(space: gymnasium.Space[Any]) -> int:
+    """The shorter side of a picture `[H, W]`, `[H, W, C]`, `[C, H, W]` or a stack of them; 0 for anything else."""
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3, 4):
+        return 0
+    sides = space.shape if len(space.shape) == 2 else sorted(space.shape[-3:])[1:]  # the smallest is the colours
+    return min(sides)
 
 
 def _device(name: str) -> torch.device:

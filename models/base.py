@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beast.data import ModelInput, ModelOutput, Nested
-from beast.distributions import distribution_for
+from beast.distributions import UNBOUNDED, distribution_for
 
 LSTM_SIZE = 256
 
@@ -82,14 +82,10 @@ class ActorCritic(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         distribution = distribution_for(action_space)
-        self._action_sizes: list[int] | None = None  # of each one-hot part; None: continuous
-        if isinstance(action_space, gymnasium.spaces.Discrete):
-            self._action_sizes = [int(action_space.n)]
-        elif isinstance(action_space, gymnasium.spaces.MultiDiscrete):
-            self._action_sizes = [int(n) for n in action_space.nvec.reshape(-1)]
+        self._encode = distribution.encode
         self._feed_last_step = feed_last_step
         if feed_last_step:
-            width += 1 + (sum(self._action_sizes) if self._action_sizes else distribution.noise_size)
+            width += 1 + distribution.encoded_size
         self.memory = Memory(width) if use_lstm else None
         width = LSTM_SIZE if use_lstm else width
         self.policy = Head(width, distribution.num_params)
@@ -108,11 +104,7 @@ class ActorCritic(nn.Module):
 
     def _encode_action(self, action: torch.Tensor) -> torch.Tensor:
         """`[T, B]` or `[T, B, N]` to `[T * B, F]`."""
-        if self._action_sizes is None:
-            return action.flatten(0, 1).tanh().to(self.dtype)
-        parts = action.reshape(-1, len(self._action_sizes)).unbind(-1)
-        one_hots = [F.one_hot(part, size) for part, size in zip(parts, self._action_sizes, strict=True)]
-        return torch.cat(one_hots, dim=-1).to(self.dtype)
+        return self._encode(action.flatten(0, 1)).to(self.dtype)
 
     def forward(self, inputs: ModelInput, core_state: Nested) -> tuple[ModelOutput, Nested]:
         rows, batch = inputs.reward.shape
@@ -138,34 +130,82 @@ def _merge_time(observation: Nested) -> Nested:
 
 
 class ImageInput(nn.Module):
-    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype; uint8 is centred and scaled by 1/255.
+    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype; bytes are centred and scaled by 1/255, other
+    numbers scaled by their bounds. A stack of coloured pictures, `[N, S, H, W, C]`, has S * C channels.
 
     Each channel's own mean is taken off: on a bright background, which never changes, most units would always or never fire,
     and the few pixels that move would hardly be seen (Pong learns twice as fast with it: docs/log.md).
 
-    Of a space's first and last axis the smaller one is taken for C.
+    Of a space's first and last axis the smaller one is taken for C, the last if they are equal.
     """
 
     def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
         super().__init__()
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3):
-            raise ValueError(f"an image model needs a Box observation of rank 2 or 3, got {space}: try --model mlp")
-        shape = space.shape if len(space.shape) == 3 else (1, *space.shape)
-        self._channels_last = shape[2] < shape[0]
-        self.shape = (shape[2], shape[0], shape[1]) if self._channels_last else shape  # (C, H, W)
-        self._bytes = space.dtype == np.uint8
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3, 4):
+            raise ValueError(
+                f"an image model needs a Box observation of rank 2 to 4, got {space}: leave out --model, or try --model mlp"
+            )
+        self._rank = len(space.shape)
+        shape = space.shape[-3:] if self._rank > 2 else (1, *space.shape)
+        self._channels_last = shape[2] <= shape[0]
+        channels, height, width = (shape[2], shape[0], shape[1]) if self._channels_last else shape
+        self.shape = (channels * (space.shape[0] if self._rank == 4 else 1), height, width)  # (C, H, W)
+        bound = scale_of(space)
+        self._bytes = space.dtype == np.uint8 and bound == 255
+        self._bound = bound if bound > 1 else 1.0
 
     def forward(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if image.ndim == 3:
+        if self._rank == 2:
             image = image.unsqueeze(1)
-        if self._channels_last:
-            image = image.permute(0, 3, 1, 2)
+        if self._channels_last and self._rank > 2:
+            image = image.movedim(-1, -3)
+        if self._rank == 4:
+            image = image.flatten(1, 2)
         x = image.to(dtype)
         if not self._bytes:
-            return x
+            return x if self._bound == 1.0 else x / self._bound
         # In two passes, not four; and `mean` would make a float32 copy of a bfloat16 image first.
         mean = x.sum((-2, -1), keepdim=True) * (-1 / (255 * x.shape[-2:].numel()))
         return torch.add(mean, x, alpha=1 / 255)
+
+
+def scale_of(space: gymnasium.spaces.Box) -> float:
+    """The largest absolute value that a Box holds; infinity if it has no bound, or one that is none in truth."""
+    bound = float(np.maximum(np.abs(space.low.astype(np.float64)), np.abs(space.high.astype(np.float64))).max())
+    return bound if bound < UNBOUNDED else math.inf
+
+
+def leaves(space: gymnasium.Space, where: str = "") -> list[tuple[str, gymnasium.Space]]:  # type: ignore[type-arg]
+    """(keys, part) of all parts of a nested space, in the order of `beast.data.flatten`."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, f"{where}[{key!r}]")]
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return [leaf for i, part in enumerate(space.spaces) for leaf in leaves(part, f"{where}[{i}]")]
+    return [(where, space)]
+
+
+class VectorInput(nn.Module):
+    """One part `[N, ...]` as `[N, width]`: choices one-hot, whole numbers scaled by their bounds, others as they are."""
+
+    def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
+        super().__init__()
+        self._starts, self._sizes = [0], [0]  # of choices; a size of 0: none
+        self._bound = 1.0
+        if isinstance(space, gymnasium.spaces.Discrete):
+            self._starts, self._sizes = [int(space.start)], [int(space.n)]
+        elif isinstance(space, gymnasium.spaces.MultiDiscrete):
+            self._starts, self._sizes = (values.reshape(-1).tolist() for values in (space.start, space.nvec))
+        elif isinstance(space, gymnasium.spaces.Box) and space.dtype.kind in "ui" and 1 < scale_of(space) < 2**31 - 1:
+            self._bound = scale_of(space)
+        assert space.shape is not None
+        self.width = sum(self._sizes) or math.prod(space.shape)
+
+    def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        flat = x.reshape(len(x), -1)  # a scalar has no axis to flatten
+        if any(self._sizes):
+            choices = zip(flat.unbind(-1), self._starts, self._sizes, strict=True)
+            return torch.cat([F.one_hot((part - start).long(), n) for part, start, n in choices], dim=-1).to(dtype)
+        return flat.to(dtype) if self._bound == 1.0 else flat.to(dtype) / self._bound
 
 
 def initialise(model: nn.Module) -> None:
@@ -192,4 +232,6 @@ def conv_size(size: int, kernel: int, stride: int) -> int:
 def check_image_size(name: str, shape: tuple[int, ...], least: int) -> None:
     """Raises ValueError if an image is too small for a network's strides."""
     if min(shape[1:]) < least:
-        raise ValueError(f"{name} needs images of at least {least}x{least}, got {shape[1]}x{shape[2]}: try --model mlp")
+        raise ValueError(
+            f"{name} needs images of at least {least}x{least}, got {shape[1]}x{shape[2]}: try --model multi_input or mlp"
+        )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from beast.data import Nested
-from models.base import ActorCritic
+from beast.data import Nested, flatten
+from beast.envs.spaces import Words
+from models.base import ActorCritic, VectorInput, leaves
 
 
 class Model(ActorCritic):
@@ -34,33 +32,14 @@ class Model(ActorCritic):
     ) -> None:  # fmt: skip
         size = config.hidden_size
         super().__init__(observation_space, action_space, use_lstm, width=size, feed_last_step=use_lstm)
-        self._space = observation_space
-        self.fc1 = nn.Linear(_width(observation_space), size)
+        for where, space in leaves(observation_space):
+            if isinstance(space, Words):
+                raise ValueError(f"observation_space{where} is a text, which it cannot read: use --model multi_input")
+        self._inputs = [VectorInput(space) for _, space in leaves(observation_space)]
+        self.fc1 = nn.Linear(sum(part.width for part in self._inputs), size)
         self.fc2 = nn.Linear(size, size)
 
     def torso(self, observation: Nested) -> torch.Tensor:
-        x = torch.cat(_vectors(self._space, observation, self.dtype), dim=-1)
+        parts = zip(self._inputs, flatten(observation), strict=True)
+        x = torch.cat([part(leaf, self.dtype) for part, leaf in parts], dim=-1)
         return torch.tanh(self.fc2(torch.tanh(self.fc1(x))))
-
-
-def _parts(space: Any) -> list[tuple[Any, Any]]:
-    """(key, subspace) of a nested space."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return list(space.spaces.items())
-    return list(enumerate(space.spaces))
-
-
-def _width(space: Any) -> int:
-    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        return sum(_width(part) for _, part in _parts(space))
-    return int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else math.prod(space.shape)
-
-
-def _vectors(space: Any, observation: Nested, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The leaves as `[N, width]`, in the space's order."""
-    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        return [vector for key, part in _parts(space) for vector in _vectors(part, observation[key], dtype)]
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return [F.one_hot((observation - int(space.start)).long(), int(space.n)).to(dtype)]
-    x = observation.reshape(len(observation), -1).to(dtype)  # a scalar Box has no axis to flatten
-    return [x / 255.0 if space.dtype.name == "uint8" else x]

@@ -162,6 +162,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         program.kill()
 
 
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """Writes a module of the user's own and returns its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
 class Outcome(NamedTuple):
     code: int
     out: str

@@ -101,7 +101,7 @@ def test_unknown_names_and_bad_choices(call, tmp_path, flags, words):
     assert not (tmp_path / "runs").exists()  # nothing was started, nothing is left
 
 
-@pytest.mark.parametrize("space", ["Text(3)", "Graph(Box(0, 1, (2,)), None)", "Sequence(Discrete(2))"])
+@pytest.mark.parametrize("space", ["OneOf([Discrete(2)])", "Graph(Box(0, 1, (2,)), None)", "Sequence(Discrete(2))"])
 def test_unsupported_spaces(call, tmp_path, space):
     source = ENV.format(make="pass", reset="pass", step="pass").replace("    import numpy as np", """    import numpy as np
     from gymnasium.spaces import *""")  # fmt: skip
@@ -113,12 +113,13 @@ def test_unsupported_spaces(call, tmp_path, space):
     assert_one_line(call(*CATCH, "--env", "odd_action:make"), "unsupported action space", "MultiDiscrete")
 
 
-def test_unbounded_actions(call, tmp_path):
+def test_unbounded_actions_need_no_wrapper(call, tmp_path):
     source = ENV.format(make="pass", reset="pass", step="pass")
     write_module(
         tmp_path, "unbounded", source.replace("gymnasium.spaces.Discrete(2)", "gymnasium.spaces.Box(-np.inf, 1, (2,))")
     )
-    assert_one_line(call(*CATCH, "--env", "unbounded:make"), "finite bounds")
+    done = call(*CATCH, "--env", "unbounded:make")
+    assert done.code == 0, done.err
 
 
 def test_a_missing_rom(call, monkeypatch):

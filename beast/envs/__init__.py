@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
-from gymnasium.vector import VectorEnv
 
 from beast.data import ArraySpec
-from beast.envs import atari
+from beast.envs import atari, families, wrappers
 from beast.envs.base import EnvError, EnvGroup, group_of
-from beast.names import NoSuchModule, import_named
+from beast.envs.families import code_named_by, one_line
+from beast.envs.wrappers import Standard
 
-__all__ = ["EnvChoice", "EnvError", "EnvGroup"]
-
-for _name in ("Catch", "Synthetic"):
-    if f"{_name}-v0" not in gymnasium.registry:
-        gymnasium.register(f"{_name}-v0", f"beast.envs.{_name.lower()}:{_name}", disable_env_checker=True)
+__all__ = ["EnvChoice", "EnvError", "EnvGroup", "Standard", "code_named_by"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +24,12 @@ class EnvChoice:
     env: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     full_action_set: bool = False
+    standard: Standard = field(default_factory=Standard)
+    """wrappers that any environment can have"""
+    life_loss: bool = True
+    """Atari: a lost life ends the return"""
+    fire_on_life_loss: bool = False
+    """Atari: FIRE is pressed after it"""
     columns: dict[str, ArraySpec] = field(default_factory=dict)
     """Keys of `info` that the algorithm wants beside those that the environment declares."""
 
@@ -40,7 +40,19 @@ class EnvChoice:
     @property
     def action_repeat(self) -> int:
         """Frames a step."""
-        return int(self.env_kwargs.get("frameskip", atari.ACTION_REPEAT)) if self.is_atari else 1
+        repeat = self.standard.action_repeat
+        return int(self.env_kwargs.get("frameskip", repeat or atari.ACTION_REPEAT)) if self.is_atari else repeat or 1
+
+    @property
+    def preset(self) -> str | None:
+        """The preset of a well-known suite; None: the observations must say."""
+        family = families.family_of(self.env)
+        return family.preset if family is not None else None
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Of Atari's emulator, which shows no picture but in `make_single`."""
+        return {name: value for name, value in self.env_kwargs.items() if name != "render_mode"}
 
     def make_group(self, seeds: list[int], evaluation: bool = False) -> EnvGroup:
         """Environments stepped together, one a seed.
@@ -48,76 +60,50 @@ class EnvChoice:
         Raises:
             EnvError: if the name is unknown, or making one fails.
         """
-        if self.is_atari:
+        if self.is_atari and not self.standard.wrapper:
             return atari.make_group(
-                self.env,
-                seeds,
-                self.columns,
-                evaluation=evaluation,
-                full_action_set=self.full_action_set,
-                **self.env_kwargs,
-            )
-        make = self._maker()
+                self.env, seeds, self.columns, evaluation=evaluation, standard=self.standard, life_loss=self.life_loss,
+                fire_on_life_loss=self.fire_on_life_loss, full_action_set=self.full_action_set, **self._settings,
+            )  # fmt: skip
+        if self.is_atari:
+            ends = self.life_loss and not evaluation
+            return group_of([self.make_single] * len(seeds), seeds, lives_end_returns=ends, columns=self.columns)
+        make, of_user = self._maker()
         try:
             first = make()
         except EnvError:
             raise
         except Exception as error:
-            if ":" in self.env:
+            if of_user:
                 raise  # the user's own function: its traceback says more than we can
-            raise EnvError(f"cannot make --env {self.env}: {_one_line(error)}") from error
-        if not isinstance(first, gymnasium.Env):
-            what = "a VectorEnv" if isinstance(first, VectorEnv) else f"{first!r:.80}"
-            raise EnvError(f"{self.env} returned {what}: return one gymnasium.Env, actors make as many as they need")
+            raise EnvError(f"cannot make --env {self.env}: {one_line(error)}") from error
         made = [first]  # an environment may be false by itself (`__len__`), so nothing here asks for its truth
-        return group_of([lambda: made.pop() if made else make()] * len(seeds), seeds, self.columns)
+
+        def wrapped() -> gymnasium.Env[Any, Any]:
+            return wrappers.apply(made.pop() if made else make(), self.standard, self.env)
+
+        return group_of([wrapped] * len(seeds), seeds, stack=self.standard.frame_stack or 1, columns=self.columns)
 
     def make_single(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """One environment that renders, with the observations of `make_group`."""
         if self.is_atari:
             return atari.make_single(
-                self.env, full_action_set=self.full_action_set, render_mode=render_mode, **self.env_kwargs
-            )
-        env: gymnasium.Env[Any, Any] = self._maker()(render_mode=render_mode)
-        return env
+                self.env, standard=self.standard, fire_on_life_loss=self.fire_on_life_loss,
+                full_action_set=self.full_action_set, render_mode=render_mode, **self._settings,
+            )  # fmt: skip
+        make, _ = self._maker()
+        if render_mode and (family := families.family_of(self.env)) is not None:
+            family.prepare_pictures()
+        return wrappers.apply(make(**({"render_mode": render_mode} if render_mode else {})), self.standard, self.env)
 
-    def _maker(self) -> Callable[..., Any]:
-        if ":" in self.env:
-            module_name, function_name = self.env.split(":", 1)
-            if not module_name or module_name.startswith("."):
-                raise EnvError(f"--env {self.env}: write it my_package.my_module:make_env")
-            try:
-                module = import_named(module_name)
-            except NoSuchModule as error:
-                raise EnvError(
-                    f"--env {self.env}: no module {error.name!r}; run where it can be imported from, or set PYTHONPATH"
-                ) from error
-            function = getattr(module, function_name, None)
-            if function is None:
-                raise EnvError(f"--env {self.env}: {module_name} has no {function_name!r}")
-            return lambda **extra: function(**self.env_kwargs, **extra)
-        name = self.env if self.env in gymnasium.registry else _newest_version(self.env)
-        if name is None:
-            raise EnvError(f"unknown --env {self.env}{_did_you_mean(self.env)}")
-        return lambda **extra: gymnasium.make(name, disable_env_checker=True, **self.env_kwargs, **extra)
-
-
-def _newest_version(name: str) -> str | None:
-    """`CartPole` -> `CartPole-v1`."""
-    versions = [key for key in gymnasium.registry if re.fullmatch(re.escape(name) + r"-v\d+", key)]
-    return max(versions, key=lambda key: int(key.rpartition("-v")[2]), default=None)
-
-
-def _did_you_mean(name: str) -> str:
-    known = list(gymnasium.registry)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return (
-        f"{hint} Use a Gymnasium id, or my_package.my_module:make_env"
-        if hint
-        else (": use a Gymnasium id (PongNoFrameskip-v4, CartPole-v1, Catch-v0), or my_package.my_module:make_env")
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    def _maker(self) -> tuple[Callable[..., Any], bool]:
+        """What makes one, given further arguments, and whether it is the user's own function."""
+        found = families.find(self.env)
+        if callable(found):
+            function = found
+            return lambda **extra: function(**(self.env_kwargs | extra)), True
+        limit = self.standard.max_episode_steps
+        # A longer limit than the registered one must replace it: the one around it would come too late.
+        limits = {"max_episode_steps": limit * self.action_repeat} if limit else {}
+        settings = {"disable_env_checker": True} | limits | self.env_kwargs
+        return lambda **extra: gymnasium.make(found, **(settings | extra)), False

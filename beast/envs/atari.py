@@ -16,7 +16,9 @@ import gymnasium
 import numpy as np
 
 from beast.data import ArraySpec
-from beast.envs.base import EnvError, EnvGroup
+from beast.envs import wrappers
+from beast.envs.base import Adapter, EnvError, EnvGroup
+from beast.envs.wrappers import Standard
 
 ACTION_REPEAT = 4
 STACK = 4
@@ -34,6 +36,7 @@ def find_spec(env_id: str) -> Any:
     import ale_py
 
     gymnasium.register_envs(ale_py)
+    env_id = env_id.removeprefix("ale_py:")
     # `PongDeterministic-v4` meant a fixed action repeat, which all ids have here; newer ale-py no longer registers it.
     spec = gymnasium.registry.get(env_id) or gymnasium.registry.get(env_id.replace("Deterministic-v", "-v"))
     return spec if spec is not None and "ale_py" in str(spec.entry_point) else None
@@ -41,6 +44,7 @@ def find_spec(env_id: str) -> Any:
 
 def make_group(
     env_id: str, seeds: list[int], columns: Mapping[str, ArraySpec] | None = None, *, evaluation: bool = False,
+    standard: Standard | None = None, life_loss: bool = True, fire_on_life_loss: bool = False,
     full_action_set: bool = False, noop_max: int = 30, **overrides: Any,
 ) -> EnvGroup:  # fmt: skip
     """Games in one process, stepped by one thread.
@@ -49,12 +53,15 @@ def make_group(
         seeds: one a game.
         columns: see `EnvGroup`.
         evaluation: lives do not end returns.
+        standard: wrappers by flag; here they are settings of the emulator.
+        life_loss: in training, lives end returns.
+        fire_on_life_loss: FIRE after a lost life, in games that have it.
         full_action_set: all 18 actions instead of the game's own.
         noop_max: at most so many no-ops after a reset.
-        overrides: further arguments of AtariVectorEnv (`repeat_action_probability`, `img_height`, ...).
+        overrides: further arguments of AtariVectorEnv (`maxpool`, `use_fire_reset`, ...).
 
     Raises:
-        EnvError: if the game's ROM is missing, or an override is unknown.
+        EnvError: if the game's ROM is missing, or an override is unknown or given by a flag too.
     """
     from ale_py.vector_env import AtariVectorEnv
 
@@ -72,37 +79,86 @@ def make_group(
         reward_clipping=False,
         episodic_life=False,
     )
+    flags = _settings(standard or Standard(), overrides)
     try:
-        vector = AtariVectorEnv(spec.kwargs["game"], **(arguments | overrides))
+        vector = AtariVectorEnv(spec.kwargs["game"], **(arguments | flags | overrides))
     except TypeError as error:
         raise EnvError(f"{env_id} does not take these --env_kwargs: {error}") from error
     except (AssertionError, OSError, RuntimeError) as error:
         raise EnvError(f"{env_id}: no ROM for {spec.kwargs['game']} (pip install --force-reinstall ale-py)") from error
     # Its frame stacks are blank before an episode's first frame, as the store's are.
     stack = vector.observation_space.shape[1] if vector.grayscale and vector.observation_space.shape else 1
-    return EnvGroup(vector, seeds, stack=stack, lives_end_returns=not evaluation, columns=columns)
+    fire = None
+    if fire_on_life_loss:
+        fire = next((i for i, action in enumerate(vector.ale.get_action_set()) if action.name == "FIRE"), None)
+    lives = life_loss and not evaluation
+    return EnvGroup(vector, seeds, stack=stack, lives_end_returns=lives, fire=fire, columns=columns)
+
+
+def _settings(standard: Standard, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The standard wrappers as arguments of AtariVectorEnv.
+
+    Raises:
+        EnvError: if `--env_kwargs` says one of them too.
+    """
+    repeat = standard.action_repeat or overrides.get("frameskip", ACTION_REPEAT)
+    height, width = standard.size or (None, None)
+    limit = standard.max_episode_steps * repeat if standard.max_episode_steps else None
+    settings = {
+        "frameskip": ("--action_repeat", standard.action_repeat),
+        "stack_num": ("--frame_stack", standard.frame_stack),
+        "img_height": ("--resize", height),
+        "img_width": ("--resize", width),
+        "max_num_frames_per_episode": ("--max_episode_steps", limit),
+        "repeat_action_probability": ("--repeat_action_probability", standard.repeat_action_probability),
+        "grayscale": ("--grayscale", standard.grayscale or None),
+    }
+    for name, (flag, value) in settings.items():
+        if value is not None and name in overrides:
+            raise EnvError(f"{flag} and {name} in --env_kwargs are the same setting: give one of them")
+    return {name: value for name, (_, value) in settings.items() if value is not None}
 
 
 def make_single(
-    env_id: str, *, full_action_set: bool = False, noop_max: int = 30, render_mode: str | None = None, **overrides: Any
-) -> gymnasium.Env[Any, np.ndarray]:
-    """One game through Gymnasium's own wrappers, the same preprocessing: for videos, and to test the fast path."""
+    env_id: str, *, standard: Standard | None = None, fire_on_life_loss: bool = False, full_action_set: bool = False,
+    noop_max: int = 30, render_mode: str | None = None, **overrides: Any,
+) -> gymnasium.Env[Any, np.ndarray]:  # fmt: skip
+    """One game through Gymnasium's own wrappers, the same preprocessing: for videos, for the user's own wrappers (which are put
+    around it), and to test the fast path.
+
+    Raises:
+        EnvError: for an override that Gymnasium's wrappers do not know.
+    """
     from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-    spec = find_spec(env_id)
+    spec, standard = find_spec(env_id), standard or Standard()
+    settings = _settings(standard, overrides) | overrides
+    repeat, sticky = settings.get("frameskip", ACTION_REPEAT), spec.kwargs.get("repeat_action_probability", 0.0)
+    known = {
+        "frameskip", "stack_num", "img_height", "img_width", "max_num_frames_per_episode", "repeat_action_probability",
+        "grayscale", "use_fire_reset",
+    }  # fmt: skip
+    if unknown := sorted(settings.keys() - known):
+        raise EnvError(f"{env_id}: with --wrapper or --video there is no {', '.join(unknown)} in --env_kwargs")
     env: gymnasium.Env[Any, Any] = gymnasium.make(
         f"ALE/{rom_name(spec.kwargs['game'])}-v5",
         frameskip=1,
-        repeat_action_probability=overrides.get(
-            "repeat_action_probability", spec.kwargs.get("repeat_action_probability", 0.0)
-        ),
+        repeat_action_probability=settings.get("repeat_action_probability", sticky),
         full_action_space=full_action_set,
+        max_num_frames_per_episode=settings.get("max_num_frames_per_episode", MAX_FRAMES),
         render_mode=render_mode,
     )
-    if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
+    has_fire = "FIRE" in env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+    if has_fire and settings.get("use_fire_reset", True):
         env = FireOnReset(env)
-    env = AtariPreprocessing(env, noop_max=noop_max, frame_skip=ACTION_REPEAT, screen_size=84)
-    return FrameStackObservation(env, STACK, padding_type="zero")
+    size = settings.get("img_width", 84), settings.get("img_height", 84)
+    env = AtariPreprocessing(
+        env, noop_max=noop_max, frame_skip=repeat, screen_size=size, grayscale_obs=settings.get("grayscale", True)
+    )
+    if has_fire and fire_on_life_loss:
+        env = FireOnLifeLoss(env)
+    env = FrameStackObservation(env, settings.get("stack_num", STACK), padding_type="zero")
+    return Adapter(wrappers.own(env, standard.wrapper), keep=("lives",)) if standard.wrapper else env
 
 
 class FireOnReset(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -110,8 +166,32 @@ class FireOnReset(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         self.env.reset(**kwargs)
-        observation, _, _, _, info = self.env.step(self.env.unwrapped.get_action_meanings().index("FIRE"))  # type: ignore[attr-defined]
+        observation, _, _, _, info = self.env.step(_fire(self.env))
         return observation, info
+
+
+class FireOnLifeLoss(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """FIRE instead of the action that follows a lost life."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._lives, self._lost = 0, False
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        self._lives, self._lost = info["lives"], False
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(_fire(self.env) if self._lost else action)
+        self._lost = info["lives"] < self._lives
+        self._lives = info["lives"]
+        return observation, reward, terminated, truncated, info
+
+
+def _fire(env: gymnasium.Env[Any, Any]) -> int:
+    meanings: list[str] = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+    return meanings.index("FIRE")
 
 
 def rom_name(game: str) -> str:

@@ -6,7 +6,8 @@ adds what training needs: first rows, unclipped full-game returns, and the envir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -14,7 +15,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from beast.data import Array, ArraySpec, EnvOutput, Nested, map_nested
-from beast.distributions import distribution_for
+from beast.distributions import Distribution, distribution_for
+from beast.envs.spaces import Codes, is_text, words_of
 
 
 class EnvError(ValueError):
@@ -30,6 +32,7 @@ class EnvGroup:
         stack: over 1 if the observation is one Box whose axis 0 holds that many successive frames, blank before an
             episode's first.
         lives_end_returns: a lost life (`info["lives"]` falls) sets `terminated`, without any reset.
+        fire: the action that is taken after a lost life, whatever was asked for; None: the one that was.
         columns: keys of `info` to hand on with each row, beside those that the environment declares itself.
 
     Raises:
@@ -38,6 +41,7 @@ class EnvGroup:
 
     def __init__(
         self, vector: VectorEnv[Any, Any, Any], seeds: list[int], stack: int = 1, lives_end_returns: bool = False,
+        fire: int | None = None,
         columns: Mapping[str, ArraySpec] | None = None,
     ) -> None:  # fmt: skip
         mode = vector.metadata.get("autoreset_mode")
@@ -48,18 +52,17 @@ class EnvGroup:
         self.observation_space = vector.single_observation_space
         self.action_space = vector.single_action_space
         self.observation_spec = spec_of(self.observation_space, stack)
-        self.metric_names = tuple(_attribute(vector, "metric_names", ()))
-        self.columns = _columns(_attribute(vector, "info_columns", {})) | dict(columns or {})
+        self.metric_names = tuple(_declared(vector, "metric_names", ()))
+        self.columns = _columns(_declared(vector, "info_columns", {})) | dict(columns or {})
         self._seeds = seeds
-        self._lives_end_returns = lives_end_returns
-        try:
-            self._distribution = distribution_for(self.action_space)
-        except ValueError as error:
-            raise EnvError(str(error)) from error
+        self._lives_end_returns, self._fire = lives_end_returns, fire
+        self._watches_lives = lives_end_returns or fire is not None
+        self._distribution = _distribution_of(self.action_space)
         action = self._distribution.action_spec
         self._no_action = np.zeros((self.num_envs, *action.shape), action.dtype)
         self._over = np.zeros(self.num_envs, bool)
         self._lives = np.zeros(self.num_envs, np.int64)
+        self._lost = np.zeros(self.num_envs, bool)
         self._return = np.zeros(self.num_envs, np.float64)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._nothing = np.full(self.num_envs, np.nan, np.float32)
@@ -72,8 +75,8 @@ class EnvGroup:
         observation, infos = self.vector.reset(seed=seeds)
         self._return[:] = 0
         self._steps[:] = 0
-        self._over[:] = False
-        if self._lives_end_returns:
+        self._over[:] = self._lost[:] = False
+        if self._watches_lives:
             self._lives = infos["lives"].astype(np.int64)
         never = np.zeros(self.num_envs, bool)
         reward = np.zeros(self.num_envs, np.float32)
@@ -95,7 +98,9 @@ class EnvGroup:
             EnvError: if an environment returns an observation of another shape or dtype than its space's, or a metric that
                 is no number.
         """
-        observation, reward, terminated, truncated, infos = self.vector.step(self._distribution.to_env(actions))
+        # After a lost life every action means FIRE: a rule of the game as the policy sees it, and no other to learn from.
+        taken = actions if self._fire is None else np.where(self._lost, self._fire, actions)
+        observation, reward, terminated, truncated, infos = self.vector.step(self._distribution.to_env(taken))
         first = self._over
         last_action = np.where(first.reshape(-1, *[1] * (actions.ndim - 1)), self._no_action, actions)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -111,10 +116,12 @@ class EnvGroup:
             episode_steps = np.where(over, self._steps, np.nan).astype(np.float32)
             metrics = self._metrics(infos, over)
             self._steps[over] = 0
-        if self._lives_end_returns:
+        if self._watches_lives:
             lives = infos["lives"].astype(np.int64)
-            terminated = terminated | ((lives < self._lives) & ~first)
+            self._lost = (lives < self._lives) & ~first
             self._lives = lives
+            if self._lives_end_returns:
+                terminated = terminated | self._lost
         return EnvOutput(
             self._checked(observation), reward, terminated, truncated & ~terminated, first, last_action,
             episode_return, episode_steps, metrics, self._extra(infos),
@@ -168,86 +175,352 @@ class EnvGroup:
         self.vector.close()
 
 
-class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Looks at each observation before it is copied into a batch, where NumPy would cast or broadcast it silently."""
+class OldStyle(gymnasium.Env[Any, Any]):
+    """An environment with the interface of the old `gym`: `reset()` takes no seed, spaces are of another library.
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self._spec = spec_of(env.observation_space)
+    Args:
+        env: the environment.
+        seed: what seeds it; None: its method `seed`, if it has one.
+        cut: whether an episode that is over was only cut, by its last info; None: `TimeLimit.truncated` says it.
+    """
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        observation, info = self.env.reset(**kwargs)
-        self._check("reset", observation)
-        return observation, info
+    def __init__(
+        self, env: Any, seed: Callable[[int], Any] | None = None, cut: Callable[[dict[str, Any]], bool] | None = None
+    ) -> None:
+        self.inner = env
+        self.observation_space, self.action_space = as_space(env.observation_space), as_space(env.action_space)
+        self.metadata = getattr(env, "metadata", None) or {}
+        self.metric_names = tuple(getattr(env, "metric_names", ()))
+        self._seed, self._cut = seed or getattr(env, "seed", None), cut
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None and self._seed is not None:
+            self._seed(seed)
+        return _of_reset(self.inner.reset())
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._check("step", observation)
+        observation, reward, terminated, truncated, info = _of_step(self.inner.step(action))
+        if terminated and self._cut is not None and self._cut(info):
+            terminated, truncated = False, True
         return observation, reward, terminated, truncated, info
 
-    def _check(self, method: str, observation: Any) -> None:
-        def check(spec: ArraySpec, value: Any) -> None:
-            shape, dtype = np.shape(value), getattr(value, "dtype", np.asarray(value).dtype)
-            # Discrete observations are plain ints of any width; a Box must be what it says.
-            if shape != spec.shape or (dtype != spec.dtype and (spec.shape or dtype.kind != spec.dtype.kind)):
-                raise EnvError(
-                    f"the environment's {method}() returned an observation of shape {shape} and dtype {dtype}, its "
-                    f"observation_space says {spec.shape} and {spec.dtype}: mend one of them"
-                )
-
+    def render(self) -> Any:
         try:
-            map_nested(check, self._spec, observation)
-        except EnvError:
-            raise
+            return self.inner.render(mode="rgb_array")
+        except TypeError:
+            return self.inner.render()
+
+    def close(self) -> None:
+        if hasattr(self.inner, "close"):
+            self.inner.close()
+
+
+def as_gymnasium(env: Any, name: str) -> gymnasium.Env[Any, Any]:
+    """What a user's function returned as a Gymnasium environment.
+
+    Raises:
+        EnvError: if it is none, and does not look like one of the old `gym` either.
+    """
+    if isinstance(env, gymnasium.Env):
+        parameters = inspect.signature(env.unwrapped.reset).parameters.values()
+        takes_seed = any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
+        return env if takes_seed else OldStyle(env)
+    needed = ("reset", "step", "observation_space", "action_space")
+    if isinstance(env, VectorEnv | type) or not all(hasattr(env, each) for each in needed):
+        what = "a VectorEnv" if isinstance(env, VectorEnv) else f"{env!r:.80}"
+        raise EnvError(f"{name} returned {what}: return one gymnasium.Env, actors make as many as they need")
+    return OldStyle(env)
+
+
+def as_space(space: Any) -> gymnasium.Space[Any]:
+    """A space of the old `gym`, or anything with its fields, as Gymnasium's.
+
+    Raises:
+        EnvError: if it is none.
+    """
+    if isinstance(space, gymnasium.Space):
+        same: gymnasium.Space[Any] = space
+        return same
+    spaces = gymnasium.spaces
+    kind = type(space).__name__.removesuffix("Space")
+    try:
+        if kind == "Discrete":
+            return spaces.Discrete(int(space.n), start=int(getattr(space, "start", 0)))
+        if kind == "Box":
+            low, high = (
+                np.broadcast_to(np.asarray(bound, space.dtype), space.shape) for bound in (space.low, space.high)
+            )
+            return spaces.Box(low, high, tuple(space.shape), space.dtype)
+        if kind == "MultiDiscrete":
+            return spaces.MultiDiscrete(space.nvec)
+        if kind == "MultiBinary":
+            return spaces.MultiBinary(space.n)
+        if kind == "Dict":
+            return spaces.Dict({key: as_space(part) for key, part in space.spaces.items()})
+        if kind == "Tuple":
+            return spaces.Tuple([as_space(part) for part in space.spaces])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise EnvError(f"{space!r:.200} is no space that Gymnasium could have ({error})") from error
+    raise EnvError(f"{space!r:.200} is no gymnasium.Space: mend the environment's observation_space or action_space")
+
+
+def _of_reset(answer: Any) -> tuple[Any, dict[str, Any]]:
+    """Observation and info; the old `gym` returned the observation alone."""
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict):
+        return answer
+    return answer, {}
+
+
+def _of_step(answer: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    """Five values; the old `gym` returned four, and said in info whether the episode was only cut."""
+    if not isinstance(answer, tuple | list) or len(answer) not in (4, 5):
+        raise EnvError(
+            f"the environment's step() returned {answer!r:.80}: return observation, reward, terminated, truncated, info"
+        )
+    if len(answer) == 4:
+        observation, reward, done, info = answer
+        cut = bool(info.get("TimeLimit.truncated", False))
+        return observation, reward, done and not cut, done and cut, info
+    observation, reward, terminated, truncated, info = answer
+    return observation, reward, terminated, truncated, info
+
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "is_success": ("is_success",), "episode_r": ("episode", "r"), "episode_l": ("episode", "l")
+}  # fmt: skip
+"""What many environments and wrappers put into info, and where: it is logged without being asked for."""
+
+
+class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Holds an environment to its own contract: what it says is cast where nothing is lost, and refused where something is.
+
+    Floats may be rounded to the space's dtype; whole numbers may become floats or other whole numbers that hold them; lists and
+    Python scalars become arrays; rewards may be arrays of one element. A text becomes the numbers of its words. Of info only
+    the numbers in `metric_names` and `METRICS` stay, and what is named in `keep`.
+
+    Raises:
+        EnvError: on any other observation, reward or metric; at once, for spaces that cannot be stored.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], grid: Callable[[gymnasium.Space[Any]], gymnasium.Space[Any]] | None = None,
+        keep: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(env)
+        self._said = as_space(getattr(env, "observation_space", None))
+        self.observation_space, self._convert = _adapted(self._said, grid or (lambda space: space), "")
+        self.action_space = as_space(getattr(env, "action_space", None))
+        _distribution_of(self.action_space)
+        own = tuple(_own(env, "metric_names", ()))
+        self._metrics = {name: (name,) for name in own} | {n: p for n, p in METRICS.items() if n not in own}
+        self.metric_names = tuple(self._metrics)
+        self.keep = (*keep, *_own(env, "info_columns", {}))
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = _of_reset(self.env.reset(**kwargs))
+        return self._converted("reset", observation), {key: info[key] for key in self.keep if key in info}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = _of_step(self.env.step(action))
+        kept = {key: info[key] for key in self.keep if key in info}
+        for name, (key, *rest) in self._metrics.items():
+            if key in info:
+                value = info[key]
+                if rest:
+                    value = value.get(rest[0]) if isinstance(value, dict) else None
+                    if value is None:
+                        continue
+                kept[name] = self._number(value)
+        return (
+            self._converted("step", observation), _one(reward, "reward"), bool(_one(terminated, "terminated")),
+            bool(_one(truncated, "truncated")), kept,
+        )  # fmt: skip
+
+    def _converted(self, method: str, observation: Any) -> Any:
+        try:
+            return self._convert(observation)
+        except _Mismatch as error:
+            raise EnvError(f"the environment's {method}() returned an observation{error}: mend one of them") from error
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise EnvError(
                 f"the environment's {method}() returned an observation that its observation_space "
-                f"{self.env.observation_space} does not describe ({error!r}): mend one of them"
+                f"{self._said} does not describe ({error!r}): mend one of them"
+            ) from error
+
+    @staticmethod
+    def _number(value: Any) -> float:
+        try:
+            return float(np.asarray(value).reshape(()))
+        except (TypeError, ValueError) as error:
+            raise EnvError(
+                f"the environment's info holds no number for one of metric_names ({error}): mend it"
             ) from error
 
 
-def group_of(envs: list[Any], seeds: list[int], columns: Mapping[str, ArraySpec] | None = None) -> EnvGroup:
+class _Mismatch(Exception):
+    """What an observation is, and what its space says."""
+
+
+def _one(value: Any, what: str) -> float:
+    """A number, or an array of one, as a float."""
+    if type(value) in (float, int, bool):
+        return float(value)
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "buif":
+        raise EnvError(
+            f"the environment's step() returned {value!r:.80} as {what}: it must be one number "
+            "(--wrapper my_package.my_module:wrap can make one of it)"
+        )
+    return float(array.reshape(()))
+
+
+def _adapted(
+    space: gymnasium.Space[Any], grid: Callable[[gymnasium.Space[Any]], gymnasium.Space[Any]], where: str
+) -> tuple[gymnasium.Space[Any], Callable[[Any], Any]]:
+    """The space that is stored, and what brings an observation into it; `where` are the keys that lead to it."""
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Dict) and space.spaces:
+        parts = {key: _adapted(part, grid, f"{where}[{key!r}]") for key, part in space.spaces.items()}
+        stored: gymnasium.Space[Any] = spaces.Dict([(key, part[0]) for key, part in parts.items()])
+        return stored, lambda value: {key: convert(value[key]) for key, (_, convert) in parts.items()}
+    if isinstance(space, spaces.Tuple) and space.spaces:
+        converters = [_adapted(part, grid, f"{where}[{i}]") for i, part in enumerate(space.spaces)]
+        stored = spaces.Tuple([part for part, _ in converters])
+        return stored, lambda value: tuple(c(v) for (_, c), v in zip(converters, value, strict=True))
+    if is_text(space):
+        words = words_of(space)
+
+        def encode(value: Any) -> Array:
+            if not isinstance(value, str):
+                raise _Mismatch(f"{where} {value!r:.80}, its observation_space says {space}")
+            return words.encode(value)
+
+        return words, encode
+    space = grid(space)
+    spec = spec_of(space, where=where)
+    least, most = _range(space)
+
+    def cast(value: Any) -> Any:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+        if array.dtype != spec.dtype or array.shape != spec.shape:
+            array = _cast(array, spec, where)
+        if least is not None and not ((least <= array) & (array <= most)).all():
+            raise _Mismatch(f"{where} of {array.tolist()!r:.80}, its observation_space says {space}")
+        return array
+
+    return space, cast
+
+
+_RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # of a dtype's kind: what is lower goes into what is higher
+
+
+def _cast(array: Array, spec: ArraySpec, where: str) -> Array:
+    """Another dtype, and another shape of one element, if nothing is lost by it."""
+    shaped = array.reshape(spec.shape) if array.size == 1 == int(np.prod(spec.shape)) else array
+    fits = shaped.shape == spec.shape and _RANK.get(array.dtype.kind, 9) <= _RANK[spec.dtype.kind]
+    if not fits and shaped.shape == spec.shape and {array.dtype.kind, spec.dtype.kind} <= {"b", "u", "i"}:
+        fits = True  # whole numbers as booleans: the comparison below decides
+    if fits:
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = shaped.astype(spec.dtype)
+        if spec.dtype.kind == "f" or (result == shaped).all():
+            return result
+    raise _Mismatch(
+        f"{where} of shape {array.shape} and dtype {array.dtype}, its observation_space says {spec.shape} and {spec.dtype}"
+    )
+
+
+def _range(space: gymnasium.Space[Any]) -> tuple[Any, Any]:
+    """Least and greatest value of numbers that name things: a model has a place for these alone. None: any number."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return int(space.start), int(space.start) + int(space.n) - 1
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    if isinstance(space, Codes):
+        return 0, space.count - 1
+    return None, None
+
+
+def group_of(envs: list[Any], seeds: list[int], **settings: Any) -> EnvGroup:
     """An EnvGroup over single Gymnasium environments, stepped one after the other.
 
     Args:
         envs: functions without arguments, one an environment, as SyncVectorEnv takes them.
-    """
-
-    def checked(make: Any) -> Any:
-        return lambda: Checked(make())
-
-    return EnvGroup(SyncVectorEnv([checked(make) for make in envs], copy=False), seeds, columns=columns)
-
-
-def spec_of(space: gymnasium.Space[Any], stack: int = 1) -> Nested:
-    """The nested ArraySpec of an observation space.
+        settings: further ones of EnvGroup.
 
     Raises:
-        EnvError: for a space that is not built of Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple.
+        EnvError: if they do not all have the same spaces.
+    """
+    made = [env if _adapter_in(env) else Adapter(env) for env in (make() for make in envs)]
+    for env in made:
+        if (adapter := _adapter_in(env)) is not None:
+            adapter.keep += tuple(settings.get("columns") or ())
+    for env in made[1:]:
+        for name in ("observation_space", "action_space"):
+            if getattr(env, name) != getattr(made[0], name):
+                raise EnvError(
+                    f"environments made alike have different spaces, as {getattr(made[0], name)} and {getattr(env, name)}: let "
+                    f"{name} be the same each time"
+                )
+    ready = iter(made)
+    return EnvGroup(SyncVectorEnv([lambda: next(ready)] * len(made), copy=False), seeds, **settings)
+
+
+def _distribution_of(space: gymnasium.Space[Any]) -> Distribution:
+    try:
+        return distribution_for(space)
+    except ValueError as error:
+        raise EnvError(str(error)) from error
+
+
+def _adapter_in(env: Any) -> Adapter | None:
+    while env is not None and not isinstance(env, Adapter):
+        env = getattr(env, "env", None)
+    return env
+
+
+def spec_of(space: gymnasium.Space[Any], stack: int = 1, where: str = "") -> Nested:
+    """The nested ArraySpec of an observation space.
+
+    Args:
+        where: the keys that lead to it, for the error.
+
+    Raises:
+        EnvError: for a space that is not built of Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple, or has nothing
+            in it.
     """
     spaces = gymnasium.spaces
-    if isinstance(space, spaces.Dict):
-        return {key: spec_of(part) for key, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(spec_of(part) for part in space.spaces)
+    if isinstance(space, spaces.Dict) and space.spaces:
+        return {key: spec_of(part, where=f"{where}[{key!r}]") for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple) and space.spaces:
+        return tuple(spec_of(part, where=f"{where}[{i}]") for i, part in enumerate(space.spaces))
     if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        assert space.shape is not None
-        assert space.dtype is not None
-        return ArraySpec(tuple(space.shape), np.dtype(space.dtype), stack)
+        dtype, shape = np.dtype(space.dtype), space.shape
+        assert shape is not None
+        if dtype.kind in _RANK and 0 not in shape:
+            return ArraySpec(tuple(shape), dtype, stack)
+    at = f" at observation_space{where}" if where else ""
     raise EnvError(
-        f"unsupported observation space {space}: use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple of them"
+        f"unsupported observation space {space}{at}: use Box, Discrete, MultiDiscrete, MultiBinary, Text, or a Dict or Tuple "
+        "of them (--wrapper my_package.my_module:wrap can change it or leave it out)"
     )
 
 
-def _attribute(vector: VectorEnv[Any, Any, Any], name: str, default: Any) -> Any:
-    """What an environment, or one that it wraps, declares by an attribute: `metric_names`, `info_columns`."""
+def _declared(vector: VectorEnv[Any, Any, Any], name: str, default: Any) -> Any:
+    """What the first environment of a vector, or the vector itself, declares by an attribute."""
     for env in getattr(vector, "envs", ()):
-        with_names = env
-        while with_names is not None:
-            if found := getattr(with_names, name, None):
-                return found
-            with_names = getattr(with_names, "env", None)
+        return _own(env, name, default)
     return getattr(vector, name, default)
+
+
+def _own(env: Any, name: str, default: Any) -> Any:
+    """An environment's attribute (`metric_names`, `info_columns`), found under its wrappers."""
+    while env is not None:
+        if found := getattr(env, name, None):
+            return found
+        env = getattr(env, "env", None)
+    return default
 
 
 def _columns(declared: Mapping[str, gymnasium.Space[Any]]) -> dict[str, ArraySpec]:

@@ -8,13 +8,28 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
 from torch.testing import assert_close
 
+from beast.data import flatten, map_nested
 from beast.distributions import distribution_for
 
 DISCRETE = spaces.Discrete(5)
 MULTI = spaces.MultiDiscrete([3, 2, 4])
 BOX = spaces.Box(np.array([-1.0, 0.0, 5.0], np.float32), np.array([1.0, 10.0, 5.5], np.float32))
+BINARY = spaces.MultiBinary((2, 2))
+DEEP = spaces.Dict(
+    aim=spaces.Tuple((spaces.Box(-2, 2, (2,)), spaces.Discrete(3, start=-1))),
+    buttons=spaces.MultiBinary(2),
+    mode=DISCRETE,
+)
+CHOICES = spaces.Tuple((DISCRETE, spaces.Dict(a=MULTI, b=spaces.Discrete(2))))
+ALL = {"Discrete": DISCRETE, "MultiDiscrete": MULTI, "Box": BOX, "MultiBinary": BINARY, "Dict": DEEP, "Tuple": CHOICES}
+
+
+def one(actions, index):
+    """One environment's action out of a batch."""
+    return map_nested(lambda array: array[index], actions)
 
 
 def params_for(distribution, *shape, seed=0, dtype=torch.float64):
@@ -38,7 +53,7 @@ def check_frequencies(draws, probabilities):
         assert abs(seen - count * p) <= 5 * math.sqrt(count * p * (1 - p)), (value, p, seen)
 
 
-@pytest.mark.parametrize("space", [DISCRETE, MULTI, BOX], ids=["Discrete", "MultiDiscrete", "Box"])
+@pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("leading", [(), (4,), (3, 2)])
 def test_sizes_and_dtypes_are_the_announced_ones(space, leading):
     distribution = distribution_for(space)
@@ -52,15 +67,16 @@ def test_sizes_and_dtypes_are_the_announced_ones(space, leading):
     assert distribution.entropy(params).shape == leading
 
 
-@pytest.mark.parametrize("space", [DISCRETE, MULTI, BOX], ids=["Discrete", "MultiDiscrete", "Box"])
+@pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 def test_draws_are_in_the_action_space(space):
     distribution = distribution_for(space)
     actions = distribution.to_env(draw(distribution, params_for(distribution, dtype=torch.float32), 50).numpy())
-    assert len(actions) == 50
-    assert all(space.contains(action) for action in actions)
+    assert {len(leaf) for leaf in flatten(actions)} == {50}
+    for action in iterate(batch_space(space, 50), actions):  # as SyncVectorEnv takes them apart
+        assert space.contains(action)
 
 
-@pytest.mark.parametrize("space", [DISCRETE, MULTI, BOX], ids=["Discrete", "MultiDiscrete", "Box"])
+@pytest.mark.parametrize("space", ALL.values(), ids=ALL)
 def test_equal_seeds_draw_equal_actions_however_many_at_a_time(space):
     distribution = distribution_for(space)
     params = params_for(distribution, dtype=torch.float32)
@@ -232,14 +248,186 @@ def test_box_shape_and_dtype_are_restored():
     assert all(space.contains(action) for action in actions)
 
 
-def test_an_unbounded_box_is_refused():
-    with pytest.raises(ValueError, match="finite bounds"):
-        distribution_for(spaces.Box(-np.inf, 1, (2,)))
+INTEGER_BOXES = [(0, 2, np.int64), (-3, 1, np.int8), (0, 255, np.uint8), (0, 1, bool)]
 
 
-def test_a_space_that_nothing_covers_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"unsupported action space .*MultiBinary"):
-        distribution_for(spaces.MultiBinary(3))
+@pytest.mark.parametrize(("low", "high", "dtype"), INTEGER_BOXES, ids=lambda value: getattr(value, "__name__", None))
+def test_integers_of_a_box_have_equal_shares_of_the_squashed_range(low, high, dtype):
+    """The top one too: with rounding down over high - low it would never be drawn."""
+    space = spaces.Box(low, high, (1,), dtype)
+    count = int(high) - int(low) + 1
+    squashed = (np.arange(100 * count) + 0.5) / (100 * count)  # evenly over (0, 1)
+    actions = distribution_for(space).to_env(np.arctanh(2 * squashed - 1)[:, None])
+    assert actions.dtype == dtype
+    values, counts = np.unique(actions, return_counts=True)
+    assert values.astype(int).tolist() == list(range(int(low), int(high) + 1))
+    assert counts.tolist() == [100] * count
+
+
+def test_an_integer_box_draws_its_top_value():
+    distribution = distribution_for(spaces.Box(0, 2, (1,), np.int64))
+    drawn = distribution.to_env(draw(distribution, torch.zeros(2), 10_000).numpy())
+    # tanh of a standard normal is beyond 1/3 as often as the normal is beyond artanh(1/3).
+    outer = 0.5 * math.erfc(math.atanh(1 / 3) / math.sqrt(2))
+    check_frequencies(drawn[:, 0], torch.tensor([outer, 1 - 2 * outer, outer]))
+
+
+def test_a_box_without_bounds_is_a_plain_gaussian_and_one_bound_is_kept():
+    largest = np.finfo(np.float32).max
+    low, high = (
+        np.array([-np.inf, 1, -np.inf, -1, -largest], np.float32),
+        np.array([np.inf, np.inf, 2, 1, largest], np.float32),
+    )
+    space = spaces.Box(low, high)
+    distribution = distribution_for(space)
+    stored = np.array([[-3.0, -3.0, -3.0, -3.0, -3.0], [0.5] * 5, [40.0] * 5, [-1e4] * 5], np.float32)
+    actions = distribution.to_env(stored)
+    assert all(space.contains(action) for action in actions)
+    np.testing.assert_array_equal(actions[:, 0], stored[:, 0])
+    np.testing.assert_array_equal(actions[:, 4], stored[:, 4])
+    np.testing.assert_allclose(actions[:, 1], 1 + np.log1p(np.exp(stored[:, 1].astype(float).clip(max=40))), rtol=1e-6)
+    np.testing.assert_allclose(actions[:, 2], 2 - np.log1p(np.exp(stored[:, 2].astype(float).clip(max=40))), rtol=1e-6)
+    np.testing.assert_allclose(actions[:, 3], np.tanh(stored[:, 3]), rtol=1e-6)
+
+
+def test_integers_too_many_to_tell_apart_are_refused():
+    with pytest.raises(ValueError, match="MultiDiscrete"):
+        distribution_for(spaces.Box(-(2**60), 2**60, (1,), np.int64))
+
+
+@pytest.mark.parametrize(
+    ("space", "where"),
+    [
+        (spaces.Text(3), "Text"),
+        (spaces.Dict(a=spaces.Tuple((DISCRETE, spaces.Sequence(DISCRETE)))), r"Sequence.* at action_space\['a'\]\[1\]"),
+        (spaces.Dict(), "Dict"),
+        (spaces.Box(0, 1, (0,)), "Box"),
+        (spaces.OneOf([DISCRETE, BOX]), "OneOf"),
+    ],
+)
+def test_a_space_that_nothing_covers_is_refused_by_name_and_key(space, where):
+    with pytest.raises(ValueError, match=f"unsupported action space {where}.*MultiBinary.*--wrapper"):
+        distribution_for(space)
+
+
+# -- Dict and Tuple -----------------------------------------------------------------------------------------------------
+
+
+def test_a_joint_distribution_is_the_sum_of_its_parts():
+    joint, leaves = (
+        distribution_for(DEEP),
+        [spaces.Box(-2, 2, (2,)), spaces.Discrete(3), spaces.MultiBinary(2), DISCRETE],
+    )
+    parts = [distribution_for(space) for space in leaves]
+    params = params_for(joint, 6, 2)
+    action = draw(joint, params.reshape(-1, joint.num_params)[0], 12).reshape(6, 2, -1)
+    widths = [2, 1, 2, 1]
+    assert joint.action_spec.shape == (sum(widths),)
+    assert joint.action_spec.dtype == np.float32
+    own_params = params.split([part.num_params for part in parts], dim=-1)
+    own_actions = [
+        a if part.action_spec.dtype == np.float32 else a.long().squeeze(-1) if not part.action_spec.shape else a.long()
+        for part, a in zip(parts, action.split(widths, dim=-1), strict=True)
+    ]
+    log_prob = sum(part.log_prob(p, a) for part, p, a in zip(parts, own_params, own_actions, strict=True))
+    assert_close(joint.log_prob(params, action), log_prob)
+    assert_close(joint.entropy(params), sum(part.entropy(p) for part, p in zip(parts, own_params, strict=True)))
+    encoded = [part.encode(a.flatten(0, 1)).float() for part, a in zip(parts, own_actions, strict=True)]
+    assert torch.equal(joint.encode(action.flatten(0, 1)).float(), torch.cat(encoded, -1))
+
+
+def test_choices_alone_are_stored_as_whole_numbers():
+    joint = distribution_for(CHOICES)
+    assert joint.action_spec.dtype == np.int64
+    actions = joint.to_env(np.array([[4, 2, 1, 3, 1], [0, 0, 0, 0, 0]]))
+    assert actions[0].tolist() == [4, 0]
+    assert actions[1]["a"].tolist() == [[2, 1, 3], [0, 0, 0]]
+    assert actions[1]["b"].tolist() == [1, 0]
+
+
+def test_a_joint_action_keeps_the_spaces_own_structure_and_starts():
+    actions = distribution_for(DEEP).to_env(np.array([[0.0, 50.0, 2.0, 1.0, 0.0, 3.0]], np.float32))
+    assert actions["aim"][0].tolist() == [[0.0, 2.0]]
+    assert actions["aim"][1].tolist() == [1]
+    assert actions["buttons"].tolist() == [[1, 0]]
+    assert actions["mode"].tolist() == [3]
+    assert DEEP.contains(one(actions, 0))
+
+
+# -- masks --------------------------------------------------------------------------------------------------------------
+
+
+def random_mask(distribution, *shape, seed=0):
+    """Some choices off, at least one of every part left."""
+    mask = torch.rand(*shape, distribution.mask_size, generator=torch.Generator().manual_seed(seed)) < 0.5
+    edges = {"Categorical": [distribution.mask_size], "MultiCategorical": getattr(distribution, "_sizes", [])}
+    for part in mask.split(edges[type(distribution).__name__], dim=-1):
+        part[..., -1] |= ~part.any(-1)
+    return mask
+
+
+@pytest.mark.parametrize("space", [DISCRETE, MULTI, BINARY], ids=["Discrete", "MultiDiscrete", "MultiBinary"])
+def test_a_mask_is_the_same_as_logits_of_minus_infinity(space):
+    distribution = distribution_for(space)
+    params, mask = params_for(distribution, 8), random_mask(distribution, 8)
+    cut = params.masked_fill(~mask, -torch.inf)
+    noise = torch.from_numpy(distribution.noise(np.random.default_rng(1), 8))
+    action = distribution.sample(params, noise, mask)
+    assert torch.equal(action, distribution.sample(cut, noise))
+    assert torch.equal(distribution.mode(params, mask), distribution.mode(cut))
+    assert torch.equal(distribution.log_prob(params, action, mask), distribution.log_prob(cut, action))
+    assert torch.equal(distribution.entropy(params, mask), distribution.entropy(cut))
+    assert distribution.log_prob(params, action, mask).isfinite().all()
+
+
+@pytest.mark.parametrize("space", [DISCRETE, MULTI, DEEP, CHOICES], ids=["Discrete", "MultiDiscrete", "Dict", "Tuple"])
+def test_masked_choices_are_never_drawn(space):
+    distribution = distribution_for(space)
+    mask = torch.ones(distribution.mask_size, dtype=torch.bool)
+    mask[0] = False  # the first choice of the first discrete part
+    params = params_for(distribution)
+    noise = torch.from_numpy(distribution.noise(np.random.default_rng(2), 20_000))
+    drawn = distribution.sample(params.expand(20_000, -1), noise, mask)
+    encoded = distribution.encode(drawn)
+    first = 2 if space is DEEP else 0  # behind the two numbers of its Box
+    assert (encoded[:, first] == 0).all()
+    assert (encoded[:, first + 1 :].float().mean(0) > 0).all()
+
+
+@pytest.mark.parametrize("space", [DISCRETE, MULTI, CHOICES], ids=["Discrete", "MultiDiscrete", "Tuple"])
+def test_masked_choices_have_no_gradient_and_the_others_the_one_of_finite_differences(space):
+    distribution = distribution_for(space)
+    mask = torch.ones(distribution.mask_size, dtype=torch.bool)
+    mask[1] = mask[-1] = False
+    params = params_for(distribution).requires_grad_()
+    action = distribution.sample(params.detach(), torch.zeros(distribution.noise_size), mask)
+
+    def value(params):
+        return distribution.log_prob(params, action, mask) + 0.3 * distribution.entropy(params, mask)
+
+    (gradient,) = torch.autograd.grad(value(params), params)
+    assert gradient[[1, -1]].tolist() == [0.0, 0.0]
+    step = 1e-6
+    for i in range(distribution.num_params):
+        shift = step * torch.eye(distribution.num_params, dtype=torch.float64)[i]
+        slope = (value(params + shift) - value(params - shift)) / (2 * step)
+        assert_close(gradient[i], slope.detach(), rtol=1e-5, atol=1e-8)
+
+
+def test_where_nothing_is_allowed_everything_is():
+    distribution = distribution_for(DISCRETE)
+    params, nothing = params_for(distribution, 3), torch.zeros(3, 5, dtype=torch.bool)
+    action = distribution.mode(params, nothing)
+    assert torch.equal(distribution.log_prob(params, action, nothing), distribution.log_prob(params, action))
+    assert torch.equal(distribution.entropy(params, nothing), distribution.entropy(params))
+
+
+def test_an_environments_mask_is_flattened_in_the_spaces_order():
+    distribution = distribution_for(MULTI)
+    nested = (np.array([1, 0, 1], np.int8), np.array([1, 1], np.int8), np.array([0, 0, 0, 1], np.int8))
+    assert distribution.flat_mask(nested).tolist() == [True, False, True, True, True, False, False, False, True]
+    with pytest.raises(ValueError, match="3 entries for 9 choices"):
+        distribution.flat_mask(np.ones(3, np.int8))
 
 
 def test_probability_ratios_of_the_gaussian_are_those_after_the_squashing():

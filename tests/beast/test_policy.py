@@ -209,7 +209,7 @@ def test_a_model_that_does_not_fit_the_observations_says_so():
 
 def test_an_action_space_without_a_distribution_says_so():
     with pytest.raises(ModelError, match="unsupported action space"):
-        ModelChoice("mlp", False, VECTOR, gymnasium.spaces.MultiBinary(3)).build()
+        ModelChoice("mlp", False, VECTOR, gymnasium.spaces.Text(3)).build()
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from torch.testing import assert_close
 
 import models
 from beast.data import ModelInput
-from models.base import Memory
+from beast.envs.spaces import BUCKETS, Codes, Words
+from models.base import ImageInput, Memory
 
 IMAGE_MODELS = ["atari_shallow", "impala_resnet", "impala_shallow"]
-ALL_MODELS = [*IMAGE_MODELS, "mlp"]
+ALL_MODELS = [*IMAGE_MODELS, "mlp", "multi_input"]
 DISCRETE = spaces.Discrete(6)
 ACTION_SPACES = [DISCRETE, spaces.MultiDiscrete([3, 4]), spaces.Box(-1, 1, (2, 2))]
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -188,7 +189,7 @@ def outputs_of(model, inputs, state=()):
 @pytest.mark.parametrize(
     ("name", "use_lstm", "fed"),
     [("atari_shallow", False, True)]
-    + [(name, False, False) for name in ("impala_resnet", "impala_shallow", "mlp")]
+    + [(name, False, False) for name in ("impala_resnet", "impala_shallow", "mlp", "multi_input")]
     + [(name, True, True) for name in ALL_MODELS],
 )
 def test_last_reward_and_action_reach_the_nets_that_should_see_them(name, use_lstm, fed):
@@ -322,7 +323,7 @@ def test_grey_images_need_no_channel_axis(name):
 def test_bytes_are_scaled_to_one_and_images_centred_while_floats_are_left_alone(name):
     inputs = random_inputs(2, 2, SMALL)
     observation = inputs.observation / 255
-    if name in IMAGE_MODELS:
+    if name != "mlp":
         observation = observation - observation.mean((-2, -1), keepdim=True)
     scaled = inputs._replace(observation=observation)
     floats = make(name, spaces.Box(0, 1, SMALL.shape, np.float32))
@@ -396,3 +397,133 @@ def test_bfloat16_weights_give_float32_outputs_near_the_float32_ones(name, use_l
     assert not torch.equal(exact.value, coarse.value)
     # The heads compute in float32: their outputs are finer than bfloat16 holds.
     assert not torch.equal(coarse.policy_logits, coarse.policy_logits.bfloat16().float())
+
+
+# -- mixtures -----------------------------------------------------------------------------------------------------------
+
+PIXELS = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+MIXTURE = spaces.Dict(
+    picture=PIXELS, grid=Codes((7, 7, 3), 16), mission=Words(12),
+    rest=spaces.Tuple(
+        (spaces.Box(-9, 9, (4,)), spaces.Discrete(3, start=2), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(5))
+    ),
+)  # fmt: skip
+
+
+def language(words=BUCKETS + 1, embedded=20, hidden=64):
+    return words * embedded + 4 * hidden * (embedded + hidden + 2)
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (spaces.Box(0, 1, (10, 10, 4), bool), conv(4, 32, 3) + conv(32, 64, 3) + linear(64 * 6 * 6, 256)),
+        (Codes((7, 7, 3), 16), 3 * 16 * 8 + conv(24, 32, 3) + conv(32, 64, 3) + linear(64 * 3 * 3, 256)),
+        (spaces.Box(0, 255, (20, 24, 1), np.uint8), conv(1, 32, 4) + conv(32, 64, 3) + linear(64 * 7 * 9, 256)),
+        (PIXELS, conv(3, 32, 8) + conv(32, 64, 4) + conv(64, 64, 3) + linear(64 * 4 * 4, 256)),
+        (ATARI, ATARI_TORSO - linear(3136, 512) + linear(3136, 256)),
+        (Words(9), language() + linear(64, 256)),
+        (spaces.Dict(a=spaces.Box(-1, 1, (5,)), b=spaces.Discrete(4)), linear(9, 128) + linear(128, 256)),
+    ],
+)
+def test_multi_input_has_the_layers_that_fit_each_part(space, expected):
+    assert count(make("multi_input", space)) == expected + linear(256, 6 + 1)
+
+
+@pytest.mark.parametrize("use_lstm", [False, True], ids=["ff", "lstm"])
+def test_every_part_of_a_mixture_reaches_the_policy_and_every_weight_the_loss(use_lstm):
+    model = make("multi_input", MIXTURE, use_lstm=use_lstm)
+    inputs, state = random_inputs(2, 3, MIXTURE), model.initial_state(3)
+    outputs, _ = model(inputs, state)
+    (outputs.policy_logits.square().sum() + outputs.value.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+    before = outputs_of(model, inputs, state)
+
+    def changed(path):
+        def change(tree, path):
+            if not path:
+                return torch.where(tree == tree.amax(), tree.amin(), tree)
+            parts = dict(tree) if isinstance(tree, dict) else list(tree)
+            parts[path[0]] = change(parts[path[0]], path[1:])
+            return parts if isinstance(tree, dict) else tuple(parts)
+
+        return outputs_of(model, inputs._replace(observation=change(inputs.observation, path)), state)
+
+    for path in (["picture"], ["grid"], ["mission"], *(["rest", i] for i in range(4))):
+        assert not torch.equal(before, changed(path)), path
+
+
+def test_a_mixture_with_a_picture_is_no_giant_network():
+    assert count(make("multi_input", MIXTURE)) < 10**6
+
+
+def test_the_language_channel_reads_each_text_up_to_its_own_last_word():
+    language = importlib.import_module("models.multi_input").Language()
+    words = torch.tensor([[5, 9, 0, 0], [5, 9, 7, 2], [0, 0, 0, 0], [5, 9, 0, 0]], dtype=torch.int16)
+    with torch.no_grad():
+        read = language(words, torch.float32)
+        for row, length in ((0, 2), (1, 4)):
+            outputs, _ = language.lstm(language.embedding(words[row : row + 1, :length].long()))
+            assert_close(read[row], outputs[0, -1])
+    assert torch.equal(read[0], read[3])
+    assert not read[2].any()
+    assert not torch.equal(read[0], read[1])
+
+
+def test_equal_axes_are_read_as_channels_last():
+    """MinAtar's Seaquest: ten rows, ten columns, ten planes."""
+    assert ImageInput(spaces.Box(0, 1, (10, 10, 10), bool)).shape == (10, 10, 10)
+    image = torch.zeros(1, 10, 10, 10, dtype=torch.bool)
+    image[0, 1, 2, 7] = True
+    assert ImageInput(spaces.Box(0, 1, (10, 10, 10), bool))(image, torch.float32)[0, 7, 1, 2] == 1
+
+
+def test_a_stack_of_coloured_pictures_has_the_channels_of_all():
+    space = spaces.Box(0, 255, (2, 40, 36, 3), np.uint8)
+    image = ImageInput(space)
+    assert image.shape == (6, 40, 36)
+    pixels = random_inputs(1, 2, space).observation[0]
+    seen = image(pixels, torch.float32)
+    assert_close(seen[1, 4] + pixels[1, 1, :, :, 1].float().mean() / 255, pixels[1, 1, :, :, 1] / 255, **CLOSE)
+    assert outputs_of(make("atari_shallow", space), random_inputs(1, 2, space)).isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "high"), [(np.uint8, 1), (np.uint8, 10), (np.float32, 255.0), (np.int64, 1000)])
+def test_numbers_of_an_image_are_scaled_by_their_bounds(dtype, high):
+    image = ImageInput(spaces.Box(0, high, (5, 5, 3), dtype))
+    assert image(torch.full((1, 5, 5, 3), high).to(torch.int64), torch.float32).eq(1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            spaces.Dict(eye=spaces.Box(0, 255, (240, 320, 3), np.uint8)),
+            r"\['eye'\] is a picture of 240x320: .*--resize 84",
+        ),
+        (spaces.Dict(grid=Codes((3, 3, 3), 16)), r"\['grid'\] is a grid of 3x3: 5x5 at least"),
+        (spaces.Tuple((spaces.Box(-1, 1, (20_000,)),)), r"\[0\] would be 20,000 numbers and no picture"),
+    ],
+)
+def test_a_part_that_is_too_large_or_small_is_refused_by_its_key(space, message):
+    with pytest.raises(ValueError, match=f"observation_space{message}"):
+        make("multi_input", space)
+
+
+def test_mlp_refuses_text_by_its_key():
+    with pytest.raises(ValueError, match=r"observation_space\['mission'\] is a text.*--model multi_input"):
+        make("mlp", MIXTURE)
+
+
+def test_mlp_reads_choices_one_hot_and_whole_numbers_scaled():
+    space = spaces.Dict(
+        a=spaces.MultiDiscrete(np.array([[2], [3]]), start=np.array([[5], [-1]])), b=spaces.Box(-4, 2, (2,), np.int64)
+    )
+    model = make("mlp", space)
+    seen = []
+    model.fc1.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    inputs = random_inputs(1, 1, space)._replace(
+        observation={"a": torch.tensor([[[[6], [-1]]]]), "b": torch.tensor([[[-4, 1]]])}
+    )
+    outputs_of(model, inputs)
+    assert seen[0].tolist() == [[0, 1, 1, 0, 0, -1, 0.25]]
