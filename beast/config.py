@@ -167,14 +167,17 @@ class RunConfig:
     """of one process within 10 minutes before the run gives up"""
     actor_timeout: float = 300.0
     """seconds without a sign of life after which a process counts as hung and is replaced"""
+    max_actor_memory: float | None = None
+    """MB that a process of actors may hold with all that its environments started (PSS; looked at every 2 seconds); one
+    that holds more is replaced between unrolls (default: no limit)"""
     max_skipped_updates: int = 10
     """in a row, for NaN or infinity in loss, gradient, observation or reward, before the run gives up"""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
         _at_least(self, 1, "eval_episodes", "max_skipped_updates")
-        for name in ("checkpoint_every", "report_every", "actor_timeout"):
-            if getattr(self, name) <= 0:
+        for name in ("checkpoint_every", "report_every", "actor_timeout", "max_actor_memory"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
         _one_of(self, "preset", ("auto", *PRESETS))
         if self.xpid is not None and (self.xpid in ("", ".", "..", "latest", "auto") or "/" in self.xpid):

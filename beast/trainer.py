@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,10 @@ class Trainer:
         if state and config.actors.serial and "past" in state:
             self._take_up_past(state)
         self.board = Board(config.actors.processes + 2)  # hosts, inference, evaluator
-        self.workers = Workers(self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell)
+        self.workers = Workers(
+            self.board, config.run.max_restarts, config.run.actor_timeout, self.reports.tell,
+            max_memory=config.run.max_actor_memory,
+        )  # fmt: skip
         if state:  # one of an earlier version has no counts
             self.workers.restarts, self.skipped.count = state.get("restarts", 0), state.get("skipped_updates", 0)
         self.clock = Clock()
@@ -142,7 +145,7 @@ class Trainer:
             lost = sum(self.store.detach(first_port + i) for i in range(len(groups)))
             return f"{lost} unfinished unrolls discarded"
 
-        self.workers.add(Worker(name, index, target, arguments, on_exit))
+        self.workers.add(Worker(name, index, target, arguments, on_exit, leaves=bool(groups)))
 
     def incarnation(self, restarts: int = 0) -> int:
         """Distinct for each life of a process over all resumes: random streams start afresh in each."""
@@ -419,7 +422,8 @@ class Trainer:
         for thread in self._threads:
             thread.join(60.0)
         if self._serial is not None:
-            self._serial[0].close()
+            with suppress(Exception):  # what was learned is worth more
+                self._serial[0].close()
         path = None
         try:
             self._admit(self._pending)

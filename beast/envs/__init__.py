@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,8 +40,13 @@ class EnvChoice:
         """Frames a step."""
         return int(self.env_kwargs.get("frameskip", atari.ACTION_REPEAT)) if self.is_atari else 1
 
-    def make_group(self, seeds: list[int], evaluation: bool = False) -> EnvGroup:
-        """Environments stepped together, one a seed.
+    def make_group(
+        self, seeds: list[int], evaluation: bool = False, alive: Callable[[], object] = lambda: None
+    ) -> EnvGroup:
+        """Environments stepped together, one a seed. If one cannot be made, those before it are closed.
+
+        Args:
+            alive: called whenever one was made or reset.
 
         Raises:
             EnvError: if the name is unknown, or making one fails.
@@ -61,8 +67,21 @@ class EnvChoice:
         if not isinstance(first, gymnasium.Env):
             what = "a VectorEnv" if isinstance(first, VectorEnv) else f"{first!r:.80}"
             raise EnvError(f"{self.env} returned {what}: return one gymnasium.Env, actors make as many as they need")
-        made = iter([first])
-        return group_of([lambda: next(made, None) or make()] * len(seeds), seeds)
+        waiting, made = [first], [first]
+
+        def one() -> Any:
+            if not waiting:
+                made.append(make())
+            alive()
+            return waiting.pop() if waiting else made[-1]
+
+        try:
+            return group_of([one] * len(seeds), seeds, alive)
+        except BaseException:
+            for env in made:
+                with suppress(Exception):
+                    env.close()
+            raise
 
     def make_single(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """One environment that renders, with the observations of `make_group`."""

@@ -6,6 +6,7 @@ adds what training needs: first rows, unclipped full-game returns, and the envir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -148,12 +149,14 @@ class EnvGroup:
 class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Looks at each observation before it is copied into a batch, where NumPy would cast or broadcast it silently."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], alive: Callable[[], object] = lambda: None) -> None:
         super().__init__(env)
+        self._alive = alive
         self._spec = spec_of(env.observation_space)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
+        self._alive()
         self._check("reset", observation)
         return observation, info
 
@@ -183,15 +186,16 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
             ) from error
 
 
-def group_of(envs: list[Any], seeds: list[int]) -> EnvGroup:
+def group_of(envs: list[Any], seeds: list[int], alive: Callable[[], object] = lambda: None) -> EnvGroup:
     """An EnvGroup over single Gymnasium environments, stepped one after the other.
 
     Args:
         envs: functions without arguments, one an environment, as SyncVectorEnv takes them.
+        alive: called after each reset.
     """
 
     def checked(make: Any) -> Any:
-        return lambda: Checked(make())
+        return lambda: Checked(make(), alive)
 
     return EnvGroup(SyncVectorEnv([checked(make) for make in envs], copy=False), seeds)
 
