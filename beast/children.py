@@ -77,8 +77,9 @@ class Process:
             return None
         end = time.monotonic() + NUDGE
         while self.pid is not None and self.code is None and time.monotonic() < end and self._server.alive:
-            self._server.nudge()
             self._server.listen(_NO_CALL_LONGER)
+            if self.code is None:
+                self._server.nudge()
         if self.code is None:
             self.code = LOST
         return self.code
