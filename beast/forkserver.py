@@ -121,7 +121,9 @@ class _Server:
         if len(message) < MESSAGE.size:
             return False
         _, number, _ = MESSAGE.unpack(message)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # which a worker does not pass over as this process does
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, [signal.SIGTERM]
+        )  # which a worker does not pass over as this process does
         try:
             pid = os.fork()
         except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import torch
 
+from beast.children import nothing_left_behind
 from beast.config import PRESETS, Config, ConfigError
 from beast.data import Nested
 from beast.envs import EnvChoice
@@ -40,6 +41,11 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
     """
     # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
     asked = Config.from_flat(values | {"num_buffers": None})
+    with nothing_left_behind():
+        return _look(asked, values)
+
+
+def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     choice = asked.environment.choice
     group = choice.make_group([0])
     try:

@@ -147,7 +147,7 @@ def test_engines_end_with_their_worker(start, engines, beast, how):
 
 
 def test_engines_are_born_with_the_usual_signals(start, engines):
-    program = run_with_engines(start, engines, preexec_fn=None)
+    program = run_with_engines(start, engines)
     program.send(signal.SIGINT)
     program.finish()
     files = list(engines.glob("*-*[0-9]"))

@@ -193,7 +193,20 @@ def test_as_a_user_without_a_home_and_in_a_folder_that_cannot_be_written(tmp_pat
 
 # -- imports ----------------------------------------------------------------------------------------------------------------
 
-SHADOWS = ("random", "queue", "socket", "cv2", "signal", "typing", "enum", "pickle", "select", "torch", "trace", "profile")
+SHADOWS = (
+    "random",
+    "queue",
+    "socket",
+    "cv2",
+    "signal",
+    "typing",
+    "enum",
+    "pickle",
+    "select",
+    "torch",
+    "trace",
+    "profile",
+)
 
 
 def shadow(folder: Path) -> None:
