@@ -378,6 +378,33 @@ def test_stop_kills_who_is_late_and_names_them(crew):
     assert one.told == ["worker-0, worker-2 did not stop within 3 s and was killed"]
 
 
+def test_stop_says_nothing_of_one_that_had_not_begun_to_work(crew):
+    one = crew()
+    worker = one.add(hang_at_once, restartable=True)
+    one.workers.stop(deadline=0.5)
+    assert worker.process.exitcode == -signal.SIGKILL
+    assert one.told == []
+
+
+def test_time_in_which_the_parent_did_not_run_is_held_against_nobody(crew, monkeypatch):
+    one = crew(timeout=60.0)
+    worker = one.add(fall_silent, restartable=True)
+    one.until(one.steps)
+    one.workers.check()
+    now, away = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now() + away)
+    away = 1000.0  # all were stopped
+    one.workers.check()
+    assert one.told == []
+    for _ in range(70):  # but one that stays silent when all go on is found as ever
+        away += 1.0
+        one.workers.check()
+        if one.told:
+            break
+    assert "gave no sign of life for 6" in one.told[0]
+    assert worker.count == 1
+
+
 def test_kill_ends_deaf_and_dead_workers_alike(crew):
     one = crew()
     workers = [one.add(be_deaf), one.add(be_deaf)]
