@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from beast.data import Array, Chosen, Nested
+from beast.data import Array, Chosen, EnvOutput, Nested
 from beast.envs import EnvChoice
 from beast.policy import ModelChoice, seed_for
 from beast.trace import Clock
@@ -57,16 +57,24 @@ class ActorGroup:
         a = arguments
         self._writer, self._watch, self._unroll_length, self._actors = writer, watch, a.unroll_length, a.actors
         self._distribution = a.model.distribution()
-        self._envs = a.env.make_group([seed_for(a.seed, "env", actor, a.incarnation) for actor in a.actors])
+        seeds = [seed_for(a.seed, "env", actor, a.incarnation) for actor in a.actors]
+        self._envs = a.env.make_group(seeds, alive=watch.beat)
         # A stream for each actor, so that the numbers do not depend on how actors are spread over processes.
         self._generators = [
             np.random.default_rng(seed_for(a.seed, "actions", actor, a.incarnation)) for actor in a.actors
         ]
-        self.env = self._envs.reset()
+        self.env = self._first_row()
         """The row that the policy must answer."""
         self.row = self._unroll_length
         """Its number in the unroll; T: the unroll is complete, and this is row 0 of the next."""
         watch.beat()
+
+    def _first_row(self) -> EnvOutput:
+        try:
+            return self._envs.reset()
+        except BaseException:
+            self.close()
+            raise
 
     def begin(self, slots: Array) -> None:
         """Start one unroll for each actor, in these slots."""

@@ -90,7 +90,9 @@ def assemble(
     learning.publish()
 
     board = Board(len(crew.workers) + 1)  # the last place is the evaluator's
-    workers = Workers(board, config.run.max_restarts, config.run.actor_timeout, reports.tell)
+    workers = Workers(
+        board, config.run.max_restarts, config.run.actor_timeout, reports.tell, max_memory=config.run.max_actor_memory
+    )
     workers.context = partial(trace.context if trace else Context, board)
     evaluator = Evaluator(task, config, weights, learner.steps) if config.run.eval_every and ranks.first else None
     past = Past(life)
@@ -134,4 +136,4 @@ def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, l
     def on_exit() -> str:
         return f"{sum(store.detach(number) for number in numbers)} unfinished unrolls discarded"
 
-    return Worker(plan.name, index, plan.target, arguments, on_exit)
+    return Worker(plan.name, index, plan.target, arguments, on_exit, leaves=bool(plan.groups))

@@ -18,9 +18,9 @@ from typing import Any
 
 from beast.config import Config, ConfigError
 from beast.flags import to_arguments
+from beast.forkserver import PR_SET_PDEATHSIG, prctl
 from beast.run_folder import git_commit
 from beast.system import machine, usable_cores
-from beast.workers import signal_with_parent
 
 SECONDS, WARM_UP = 4.0, 1.5  # of each point: enough to see differences above GAIN
 GAIN = 1.03  # times faster than the best so far; less is noise
@@ -63,7 +63,7 @@ def profile_of(values: dict[str, Any], *own: str, timeout: float = PATIENCE) -> 
         command = [sys.executable, program, "profile", *to_arguments(values), *own, "--json", str(file)]
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            preexec_fn=partial(signal_with_parent, signal.SIGTERM),
+            preexec_fn=partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM),
         ) as process:  # fmt: skip
             try:
                 _, errors = process.communicate(timeout=timeout)

@@ -208,6 +208,9 @@ class RunConfig:
     """of one process within 10 minutes before the run gives up"""
     actor_timeout: float = 300.0
     """seconds without a sign of life after which a process counts as hung and is replaced"""
+    max_actor_memory: float | None = None
+    """MB that a process of actors may hold with all that its environments started (PSS; looked at every 2 seconds); one
+    that holds more is replaced between unrolls (default: no limit)"""
     max_skipped_updates: int = 10
     """in a row, for NaN or infinity in loss, gradient, observation or reward, before the run gives up"""
     stop_at_return: float | None = None
@@ -221,7 +224,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
         _at_least(self, 1, "eval_episodes", "max_skipped_updates")
-        for name in ("checkpoint_every", "report_every", "actor_timeout", "max_minutes"):
+        for name in ("checkpoint_every", "report_every", "actor_timeout", "max_minutes", "max_actor_memory"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")

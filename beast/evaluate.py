@@ -36,7 +36,9 @@ def play(
     """
     num_envs = min(episodes, GAMES_AT_ONCE)
     quota = np.array([len(share) for share in np.array_split(np.arange(episodes), num_envs)])
-    group = task.env.make_group([seed_for(seed, "evaluation", i) for i in range(num_envs)], evaluation=True)
+    group = task.env.make_group(
+        [seed_for(seed, "evaluation", i) for i in range(num_envs)], True, lambda: [alive(), None][1]
+    )
     returns: list[float] = []
     lengths: list[int] = []
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import torch
 
+from beast.children import nothing_left_behind
 from beast.config import PRESETS, Config, ConfigError, algorithm_module
 from beast.crew import beast_module
 from beast.data import ArraySpec, Nested
@@ -47,6 +48,11 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
     """
     # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
     asked = Config.from_flat(values | {"num_buffers": None})
+    with nothing_left_behind():
+        return _look(asked, values)
+
+
+def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     algorithm = algorithm_module(asked.learner.algorithm)
     columns = dict(getattr(getattr(algorithm, "Algorithm", None), "info_columns", {}))
     beast = beast_module(asked.learner.trainer)

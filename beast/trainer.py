@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,8 @@ class Trainer:
         for thread in self._threads:
             thread.join(60.0)
         if self.serial is not None:
-            self.serial.close()
+            with suppress(Exception):  # what was learned is worth more
+                self.serial.close()
         path = None
         try:
             self.learning.reporter.flush()

@@ -27,6 +27,8 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 WATCHED = ("memory_mb", "open_files", "threads", "processes")
+FAULTS = ("worker", "server killed", "server stopped", "engine")
+"""A worker is killed; its fork server is; it is stopped and then a worker is killed; a process that an environment started."""
 RUN = ["--savedir", ".", "--xpid", "run", "--total_steps", str(10**9), "--max_restarts", str(10**6)]
 
 
@@ -42,7 +44,9 @@ class Run:
 
     def workers(self) -> list[psutil.Process]:
         """Actor processes, inference process, evaluator: the children of its fork server."""
-        return [worker for child in self.process.children() for worker in child.children()]
+        with suppress(psutil.Error):  # the server may have just been killed
+            return [worker for child in self.process.children() for worker in child.children()]
+        return []
 
     def sample(self) -> dict[str, float]:
         """What is watched, now."""
@@ -55,18 +59,32 @@ class Run:
         values = memory / 1e6, self.process.num_fds(), self.process.num_threads(), len(family)
         return dict(zip(WATCHED, map(float, values), strict=True))
 
-    def kill_one(self, chance: random.Random) -> tuple[str, float]:
-        """Kill a process at random; returns its kind, and the seconds until another is in its place."""
+    def strike(self, fault: str, chance: random.Random) -> tuple[str, float]:
+        """Do it to a process at random; returns what was done, and the seconds until all workers are there again.
+
+        Args:
+            fault: one of FAULTS. Environments that start no processes have a worker killed instead of an `engine`.
+        """
         before = self.workers()
         victim = chance.choice(before)
-        kind = re.sub(r"\W*\d*$", "", victim.name())
-        victim.kill()
+        engines = [engine for worker in before for engine in worker.children(recursive=True)]
         began = time.monotonic()
+        if fault == "engine" and engines:
+            chance.choice(engines).kill()
+            return fault, 0.0  # whether its worker ends of that is the environment's affair
+        if fault == "server killed":
+            victim.parent().kill()
+        else:
+            if fault == "server stopped":
+                victim.parent().suspend()
+            victim.kill()
+        name = re.sub(r"\W*\d*$", "", victim.name())
+        pids = {worker.pid for worker in before}
         while self.process.poll() is None and (
-            len(now := self.workers()) < len(before) or {worker.pid for worker in now} == {p.pid for p in before}
+            len(now := self.workers()) < len(before) or {worker.pid for worker in now} == pids
         ):
             time.sleep(0.01)
-        return kind, time.monotonic() - began
+        return fault if fault.startswith("server") else name, time.monotonic() - began
 
     def left(self) -> int:
         """How many of all that were ever seen still live."""
@@ -97,7 +115,7 @@ def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict[str, Any]:
+def watch(run: Run, minutes: float, every: float, faults: list[str], chance: random.Random) -> dict[str, Any]:
     """Let it run, kill, and look once a second; returns the figures."""
     while not run.rows() and run.process.poll() is None:
         time.sleep(0.1)
@@ -109,7 +127,7 @@ def watch(run: Run, minutes: float, every: float, chance: random.Random) -> dict
     while (now := time.monotonic()) < began + 60 * minutes and run.process.poll() is None:
         samples.append({"seconds": now - began, **run.sample()})
         if every and now >= next_kill:
-            kind, seconds = run.kill_one(chance)
+            kind, seconds = run.strike(chance.choice(faults), chance)
             killed[kind] += 1
             downtime.append(seconds)
             next_kill = now + every
@@ -152,16 +170,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--every", type=float, default=10.0, help="seconds between kills; 0: none")
+    parser.add_argument(
+        "--faults", default="worker", help=f"what is done, by chance: some of {', '.join(FAULTS)}, with commas; or all"
+    )
     parser.add_argument("--env", default="Catch-v0")
     parser.add_argument("--trainer", default="monobeast")
     parser.add_argument("--seed", type=int, default=1, help="of the kills")
     parser.add_argument("--out", metavar="FILE.json")
     values, flags = parser.parse_known_args()
+    faults = list(FAULTS) if values.faults == "all" else [name.strip() for name in values.faults.split(",")]
+    if wrong := set(faults) - set(FAULTS):
+        parser.error(f"--faults: {', '.join(wrong)}; use some of {', '.join(FAULTS)}, or all")
     flags = ["--env", values.env, "--trainer", values.trainer, "--eval_every", "100000", *flags]
     with tempfile.TemporaryDirectory() as folder:
         run = Run(flags, Path(folder))
         try:
-            figures = watch(run, values.minutes, values.every, random.Random(values.seed))
+            figures = watch(run, values.minutes, values.every, faults, random.Random(values.seed))
             figures["errors"] = (Path(folder) / "errors.txt").read_text()
             config = json.loads((run.folder / "config.json").read_text())
         finally:

@@ -59,10 +59,10 @@ def run(
     keep_freed_memory()
     (port,) = ports
     actors = Actors(arguments, dtype, weights, port.writer, context)
-    while not context.stopping:
+    context.at_end(actors.close)
+    while not (context.stopping or context.leaving):
         with context.stage("wait"):
             slots = port.acquire(timeout=0.2)
         context.beat()
         if slots is not None and actors.unroll(slots):
             port.commit(slots)
-    actors.close()

@@ -90,17 +90,20 @@ def run(
     """
     use_compute_threads(1)
     keep_freed_memory()
-    actors = {
-        group: RemoteActors(group, a, mailbox, port.writer, context)
-        for group, a, port in zip(groups, arguments, ports, strict=True)
-    }
+    actors: dict[int, RemoteActors] = {}
+    for group, each, port in zip(groups, arguments, ports, strict=True):
+        actors[group] = RemoteActors(group, each, mailbox, port.writer, context)
+        context.at_end(actors[group].close)
     port_of = dict(zip(groups, ports, strict=True))
     while not context.stopping:
         context.beat()
+        leaving = context.leaving
+        if leaving and all(a.slots is None for a in actors.values()):
+            return
         for group, a in actors.items():
-            if a.slots is None and (slots := port_of[group].acquire(timeout=0.0)) is not None:
+            if a.slots is None and not leaving and (slots := port_of[group].acquire(timeout=0.0)) is not None:
                 lines.requests.send([a.begin(slots)])
-        idle = [port_of[group] for group, a in actors.items() if a.slots is None]
+        idle = [port_of[group] for group, a in actors.items() if a.slots is None and not leaving]
         with context.stage("wait"):
             Line.wait([lines.answers, *idle], 0.2)
         for request in lines.answers.receive(0.0):
@@ -116,5 +119,3 @@ def run(
         for a in actors.values():
             if a.slots is not None and a.asked < late:
                 lines.requests.send([a.repeat()])
-    for a in actors.values():
-        a.close()

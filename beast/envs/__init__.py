@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +55,13 @@ class EnvChoice:
         """Of Atari's emulator, which shows no picture but in `make_single`."""
         return {name: value for name, value in self.env_kwargs.items() if name != "render_mode"}
 
-    def make_group(self, seeds: list[int], evaluation: bool = False) -> EnvGroup:
-        """Environments stepped together, one a seed.
+    def make_group(
+        self, seeds: list[int], evaluation: bool = False, alive: Callable[[], object] = lambda: None
+    ) -> EnvGroup:
+        """Environments stepped together, one a seed. If one cannot be made, those before it are closed.
+
+        Args:
+            alive: called whenever one was made or reset.
 
         Raises:
             EnvError: if the name is unknown, or making one fails.
@@ -67,7 +73,7 @@ class EnvChoice:
             )  # fmt: skip
         if self.is_atari:
             ends = self.life_loss and not evaluation
-            return group_of([self.make_single] * len(seeds), seeds, lives_end_returns=ends, columns=self.columns)
+            return group_of([self.make_single] * len(seeds), seeds, alive, lives_end_returns=ends, columns=self.columns)
         make, of_user = self._maker()
         try:
             first = make()
@@ -77,12 +83,22 @@ class EnvChoice:
             if of_user:
                 raise  # the user's own function: its traceback says more than we can
             raise EnvError(f"cannot make --env {self.env}: {one_line(error)}") from error
-        made = [first]  # an environment may be false by itself (`__len__`), so nothing here asks for its truth
+        waiting, made = [first], [first]  # no environment is asked for its truth: one with a `__len__` of 0 is false
 
-        def wrapped() -> gymnasium.Env[Any, Any]:
-            return wrappers.apply(made.pop() if made else make(), self.standard, self.env)
+        def one() -> gymnasium.Env[Any, Any]:
+            if not waiting:
+                made.append(make())
+            alive()
+            return wrappers.apply(waiting.pop() if waiting else made[-1], self.standard, self.env)
 
-        return group_of([wrapped] * len(seeds), seeds, stack=self.standard.frame_stack or 1, columns=self.columns)
+        try:
+            stack = self.standard.frame_stack or 1
+            return group_of([one] * len(seeds), seeds, alive, stack=stack, columns=self.columns)
+        except BaseException:
+            for env in made:
+                with suppress(Exception):
+                    env.close()
+            raise
 
     def make_single(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """One environment that renders, with the observations of `make_group`."""

@@ -316,9 +316,12 @@ class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._metrics = {name: (name,) for name in own} | {n: p for n, p in METRICS.items() if n not in own}
         self.metric_names = tuple(self._metrics)
         self.keep = (*keep, *_own(env, "info_columns", {}))
+        self.alive: Callable[[], object] = lambda: None
+        """Called after each reset: a sign of life of the process."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = _of_reset(self.env.reset(**kwargs))
+        self.alive()
         return self._converted("reset", observation), {key: info[key] for key in self.keep if key in info}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -442,11 +445,14 @@ def _range(space: gymnasium.Space[Any]) -> tuple[Any, Any]:
     return None, None
 
 
-def group_of(envs: list[Any], seeds: list[int], **settings: Any) -> EnvGroup:
+def group_of(
+    envs: list[Any], seeds: list[int], alive: Callable[[], object] = lambda: None, **settings: Any
+) -> EnvGroup:
     """An EnvGroup over single Gymnasium environments, stepped one after the other.
 
     Args:
         envs: functions without arguments, one an environment, as SyncVectorEnv takes them.
+        alive: called after each reset.
         settings: further ones of EnvGroup.
 
     Raises:
@@ -456,6 +462,7 @@ def group_of(envs: list[Any], seeds: list[int], **settings: Any) -> EnvGroup:
     for env in made:
         if (adapter := _adapter_in(env)) is not None:
             adapter.keep += tuple(settings.get("columns") or ())
+            adapter.alive = alive
     for env in made[1:]:
         for name in ("observation_space", "action_space"):
             if getattr(env, name) != getattr(made[0], name):
