@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from beast import trust
+
 LATEST = "latest.pt"
 
 
@@ -44,7 +46,7 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     folder = folder_of(run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:012d}.pt"
-    write_tensors(path, state)
+    write_tensors(path, state | {"signature": trust.sign(state["config"])})
     link = folder / f".{LATEST}.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
@@ -87,6 +89,36 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"config", "learner"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this program")
     return state
+
+
+def settings_of(path: Path, state: dict[str, Any], given: dict[str, Any], trusted: bool) -> dict[str, Any]:
+    """The settings in a checkpoint, once it is certain that following them runs no code but what the reader agreed to.
+
+    Args:
+        path: where `state` was read from.
+        given: what the reader typed: settings of the same value need no trust.
+        trusted: the reader trusts the file.
+
+    Raises:
+        CheckpointError: if it names code, and neither is it this user's nor did the reader name or trust that.
+    """
+    config: dict[str, Any] = state["config"]
+    named = {name: value for name, value in trust.code_in(config).items() if name not in given or given[name] != value}
+    if not named or trusted:
+        return config
+    hint = ""
+    try:
+        if trust.is_own(config, state.get("signature")):
+            return config
+    except trust.KeyRefused as error:
+        hint = f" (the key {error})"
+    flags = ", ".join(
+        f"--{name} {value if isinstance(value, str) else repr(value)}"[:80] for name, value in named.items()
+    )
+    raise CheckpointError(
+        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust if you trust it, or "
+        f"give the same {' and '.join(f'--{name}' for name in named)}"
+    )
 
 
 def load_newest(name: str, savedir: str, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:

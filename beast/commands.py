@@ -5,16 +5,15 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
-import os
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beast import checkpoint, run_folder
+from beast import checkpoint, run_folder, trust
 from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError, LearnerConfig, RunConfig
+from beast.config import Config, ConfigError, EnvironmentConfig, LearnerConfig, RunConfig
 from beast.envs import EnvError
 from beast.flags import Parser, preset_help
 from beast.policy import ModelError
@@ -36,9 +35,6 @@ def run(command: str, arguments: list[str]) -> int:
         near = difflib.get_close_matches(command, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(commands)}"
         return _fail(f"unknown command {command!r}; {hint}", 2)
-    if os.getcwd() not in sys.path:
-        # So that my_package.my_module is found from where one stands; last, so that it is not taken for ours.
-        sys.path.append(os.getcwd())
     try:
         return commands[command](arguments)
     except (ConfigError, EnvError, ModelError, CheckpointError) as error:
@@ -61,13 +57,18 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"run.py: error: {message}", file=sys.stderr)
+    """One line, whatever is in the message: it may quote names from a file."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    print(f"run.py: error: {line}", file=sys.stderr)
     return status
 
 
 def train(arguments: list[str]) -> int:
     """Train, or go on with a run."""
-    values = _train_values(arguments)
+    parser = _train_parser("run.py", _ABOUT, arguments)
+    _add_trust(parser)
+    values = parser.parse(arguments)
+    trusted = values.pop("trust")
     if values.get("num_actor_processes") != 0:
         warm_up()  # it imports torch on another core while this process does
     from beast.task import settle
@@ -83,8 +84,9 @@ def train(arguments: list[str]) -> int:
     with run_folder.locked(folder):
         notes: list[str] = []
         name = values["resume"] if values["resume"] != "auto" else str(folder)
-        _, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
-        config, task = settle(run_folder.flags_to_resume(folder, state["config"], values))
+        path, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
+        flags = checkpoint.settings_of(path, state, values, trusted)
+        config, task = settle(run_folder.flags_to_resume(folder, flags, values))
         _check_open_files(config)
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
@@ -153,6 +155,9 @@ def evaluate(arguments: list[str]) -> int:
     add("--video", metavar="DIR", help="also record one episode as DIR/episode.mp4")
     add("--json", metavar="FILE", help="write all figures to FILE")
     add("--savedir", default="runs", metavar="DIR", help="where runs are [runs]")
+    _add_trust(parser)
+    for group in (EnvironmentConfig, LearnerConfig):
+        parser.add_dataclass(group, only=trust.NAMES_CODE)
     values = parser.parse(arguments)
     for name, least in (("episodes", 1), ("seed", 0)):
         if values[name] is not None and values[name] < least:
@@ -164,6 +169,11 @@ def evaluate(arguments: list[str]) -> int:
     if file:
         _make_writable("json", file.parent)
     path, state = checkpoint.load_newest(values["checkpoint"], values["savedir"], print)
+    given = {name: values[name] for name in trust.NAMES_CODE if name in values}
+    flags = checkpoint.settings_of(path, state, given, values["trust"])
+    for name, value in given.items():
+        if value != flags.get(name):
+            raise ConfigError(f"--{name} {value}: {path} was made with {flags.get(name)}")
     from beast.evaluate import from_checkpoint
 
     result = from_checkpoint(path, state, values["episodes"], values["seed"], values["deterministic"], video)
@@ -258,6 +268,13 @@ def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
     for group in Config.groups(algorithm).values():
         parser.add_dataclass(group)
     return parser
+
+
+def _add_trust(parser: Parser) -> None:
+    """Not a setting: what a checkpoint says of it does not count."""
+    parser.add_argument(
+        "--trust", action="store_true", help="run the code that a checkpoint names, though somebody else made it"
+    )
 
 
 def _train_values(arguments: list[str]) -> dict[str, Any]:

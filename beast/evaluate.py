@@ -59,6 +59,8 @@ def from_checkpoint(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint, read from `path`; everything but the count of episodes comes from it.
 
+    It runs what the checkpoint names: ask `checkpoint.settings_of` first whether it may.
+
     Returns:
         env, step, episodes, mean, median, std, min, max, returns, lengths, deterministic.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from beast import checkpoint
+from beast import checkpoint, trust
 from beast.checkpoint import CheckpointError
 
 STATE = {
@@ -25,6 +26,11 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, dict):
         return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     return type(a) is type(b) and a == b
+
+
+def signed(state: dict[str, Any]) -> dict[str, Any]:
+    """As it is saved."""
+    return state | {"signature": trust.sign(state["config"])}
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def newest(run: Path) -> tuple[int, list[str]]:
 
 
 def test_what_is_saved_comes_back(run):
-    assert same(checkpoint.load(checkpoint.save(run, STATE, 10, keep=3)), STATE)
+    assert same(checkpoint.load(checkpoint.save(run, STATE, 10, keep=3)), signed(STATE))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,7 +74,7 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(run, seed):
         except CheckpointError:
             found += 1
         else:
-            assert same(state, STATE)
+            assert same(state, signed(STATE))
     assert found > 100
 
 
@@ -78,7 +84,7 @@ def test_every_byte_of_the_weights_is_watched(run):
     start = whole.index(STATE["learner"]["model"]["weight"].numpy().tobytes())
     for at in range(start, start + 2400, 97):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        assert not same(torch.load(path, weights_only=True), STATE)  # why `load` must look
+        assert not same(torch.load(path, weights_only=True), signed(STATE))  # why `load` must look
         with pytest.raises(CheckpointError, match=r"damaged.*checksum"):
             checkpoint.load(path)
 
