@@ -76,7 +76,7 @@ def train(arguments: list[str]) -> int:
     folder = run_folder.to_resume(values)
     if folder is None:
         config, task = settle(values)  # before anything is made
-        _check_open_files(config)
+        _check_machine(config, task)
         folder = run_folder.make(config)
         with run_folder.locked(folder):
             run_folder.begin(folder, config)
@@ -87,11 +87,11 @@ def train(arguments: list[str]) -> int:
         path, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
         flags = checkpoint.settings_of(path, state, values, trusted)
         config, task = settle(run_folder.flags_to_resume(folder, flags, values))
-        _check_open_files(config)
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
             print(*notes, f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.", sep="\n")
             return 0
+        _check_machine(config, task)
         run_folder.take_up(folder, config, steps)
         return _train(config, task, folder, state, notes)
 
@@ -102,14 +102,17 @@ def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | Non
 
     try:
         trainer = Trainer(config, task, folder, state)
-    except RuntimeError as error:
+    except BaseException as error:
         if state is None:
+            run_folder.undo(folder)
+        if isinstance(error, OSError):
+            raise ConfigError(f"cannot start in {folder}: {error}") from error
+        if state is None or not isinstance(error, RuntimeError):
             raise
         raise CheckpointError(  # torch's: keys or shapes of another network
             f"{folder}: its checkpoint does not fit --model {config.learner.model}: {_line(error)}"
         ) from error
-    except OSError as error:
-        raise ConfigError(f"cannot start in {folder}: {error}") from error
+    run_folder.point_latest_to(folder)
     for note in notes:
         trainer.reports.tell(note)
     actors = config.actors
@@ -121,12 +124,15 @@ def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | Non
     return trainer.run(_host(config))
 
 
-def _check_open_files(config: Config) -> None:
+def _check_machine(config: Config, task: Task) -> None:
     """Before anything is written.
 
     Raises:
-        ConfigError: if the limit is too low, and may not be raised.
+        ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised.
     """
+    from beast.memory import check_memory
+
+    check_memory(config, task)
     if (limit := allow_open_files()) < config.open_files:
         raise ConfigError(
             f"up to {config.open_files} open files are needed, the limit is {limit}: raise it (ulimit -n "
@@ -230,7 +236,7 @@ def profile(arguments: list[str]) -> int:
         from beast.task import settle
 
         config, task = settle(values)
-        _check_open_files(config)
+        _check_machine(config, task)
         what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
         figures = measure(config, task, _host(config), what)
         show(figures)

@@ -62,7 +62,15 @@ def begin(folder: Path, config: Config) -> None:
             for file in sorted(files, key=lambda file: file.name == "config.json"):  # last: it says that all must go
                 os.replace(file, aside / file.name)
         write_config(folder, config)
-    _point_latest_to(folder)
+
+
+def undo(folder: Path) -> None:
+    """Take back what `make` and `begin` made, for a run that could not start; the folder stays if there is more in it."""
+    with suppress(OSError):
+        (folder / "config.json").unlink()
+        (folder / _LOCK).unlink()
+        folder.rmdir()
+        folder.parent.rmdir()  # if nothing else is in it
 
 
 @contextmanager
@@ -137,7 +145,7 @@ def _circumstances() -> dict[str, Any]:
 
 
 def take_up(folder: Path, config: Config, step: int) -> None:
-    """Note in `config.json` that a run goes on from a step, with which flags and where, and point `latest` to it.
+    """Note in `config.json` that a run goes on from a step, with which flags and where.
 
     Raises:
         CheckpointError: if `config.json` is damaged.
@@ -153,7 +161,6 @@ def take_up(folder: Path, config: Config, step: int) -> None:
         raise CheckpointError(f"{folder}/config.json is damaged: {error!r}") from error
     with _writing_to(folder):
         checkpoint.write_json(folder / "config.json", written)
-    _point_latest_to(folder)
 
 
 def to_resume(given: dict[str, Any]) -> Path | None:
@@ -190,8 +197,8 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
     return flags | given
 
 
-def _point_latest_to(folder: Path) -> None:
-    """Where links cannot be made there is none."""
+def point_latest_to(folder: Path) -> None:
+    """In its savedir, now that it runs; where links cannot be made there is none."""
     latest, temporary = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
     with suppress(OSError):
         temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from beast.data import Nested
 from beast.envs import EnvChoice
 from beast.policy import ModelChoice
 from beast.system import has_fast_bfloat16
+from beast.unrolls import UnrollSpec
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class Task:
     observation: Nested
     """Specs of one observation."""
     metric_names: tuple[str, ...]
+    unroll: UnrollSpec
+    """Of the unrolls that actors write."""
     device: torch.device
     dtype: torch.dtype
     """What models compute in, actors' and learner's alike."""
 
 
 def settle(values: dict[str, Any]) -> tuple[Config, Task]:
-    """Make an environment, choose preset and model by its spaces, and check everything that can be checked.
+    """Make an environment and reset it, choose preset and model by its spaces, and check everything that can be checked.
 
     Args:
         values: flags as given; the rest is default.
@@ -48,9 +51,13 @@ def settle(values: dict[str, Any]) -> tuple[Config, Task]:
         config = Config.from_flat(PRESETS[preset] | values)
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space)
-        model.build()  # a model that does not fit shows here, before a run folder is made
+        built = model.build()  # a model that does not fit shows here, before a run folder is made
+        if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
+            group.reset()  # so does an environment that breaks its contract
+        observation, names = group.observation_spec, group.metric_names
+        unroll = model.unroll_spec(built, observation, names)
         device = _device(config.learner.device)
-        task = Task(choice, model, group.observation_spec, group.metric_names, device, _dtype(config, model, device))
+        task = Task(choice, model, observation, names, unroll, device, _dtype(config, model, device))
     finally:
         group.close()
     return config, task

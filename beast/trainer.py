@@ -57,7 +57,6 @@ class Trainer:
         use_compute_threads(self._compute_threads())
 
         model = task.model.build()
-        spec = task.model.unroll_spec(model, task.observation, task.metric_names)
         algorithm = algorithm_module(config.learner.algorithm)
         self.learner = Learner(
             model, task.model.distribution(), algorithm.loss, config.loss, config.optimiser,
@@ -76,7 +75,7 @@ class Trainer:
         self._pending: tuple[int, Batch, dict[str, torch.Tensor], torch.Tensor] | None = None
         self.weights = Weights(self.learner.flat.numel(), task.dtype)
         self.weights.publish(self.learner.flat, self.learner.updates)
-        self.store = UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
+        self.store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
         self._past = Past(self.incarnation())
         if state and config.actors.serial and "past" in state:
             self._take_up_past(state)
