@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from beast import trust
+from beast.form import misfit
 
 LATEST = "latest.pt"
 
@@ -72,7 +73,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint file.
 
     Raises:
-        CheckpointError: if it is damaged or no checkpoint.
+        CheckpointError: if it is damaged, or no checkpoint, or holds what no checkpoint holds.
     """
     try:
         data = io.BytesIO(path.read_bytes())
@@ -88,6 +89,8 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(state, dict) or not {"config", "learner"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this program")
+    if (part := misfit(state)) is not None:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of this program ({part})")
     return state
 
 

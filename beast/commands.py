@@ -107,10 +107,12 @@ def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | Non
             run_folder.undo(folder)
         if isinstance(error, OSError):
             raise ConfigError(f"cannot start in {folder}: {error}") from error
-        if state is None or not isinstance(error, RuntimeError):
+        known = ConfigError, EnvError, ModelError, CheckpointError, MemoryError
+        if state is None or isinstance(error, known) or not isinstance(error, Exception):
             raise
-        raise CheckpointError(  # torch's: keys or shapes of another network
-            f"{folder}: its checkpoint does not fit --model {config.learner.model}: {_line(error)}"
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's says enough
+        raise CheckpointError(  # keys or shapes of another network
+            f"{folder}: its checkpoint does not fit --model {config.learner.model}: {kind}{_line(error)}"
         ) from error
     run_folder.point_latest_to(folder)
     for note in notes:

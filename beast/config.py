@@ -6,6 +6,9 @@ The loss's settings live with the loss (`beast/algorithms/impala.py`), the optim
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +32,31 @@ def _at_least(config: Any, least: int, *names: str) -> None:
 def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
     if getattr(config, name) not in allowed:
         raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """Not NaN, which passes every check of a range; nor a whole number that is too large for any tensor."""
+    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < 2**62)
+
+
+_KINDS: dict[Any, tuple[str, Any]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number below 2^62", lambda value: type(value) is int and abs(value) < 2**62),
+    float: ("a number", _is_number),
+    str: ("text", lambda value: isinstance(value, str)),
+    dict: ("a JSON object", lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value)),
+}
+
+
+def _check_types(group: type, values: dict[str, Any]) -> None:
+    """Flags are parsed; values from a file may be anything. Types that are not in _KINDS are their group's own affair."""
+    hints = typing.get_type_hints(group)
+    for name, value in values.items():
+        parts = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        kinds = [_KINDS.get(typing.get_origin(part) or part) for part in parts if part is not type(None)]
+        if (value is None and type(None) in parts) or None in kinds or any(kind and kind[1](value) for kind in kinds):
+            continue
+        raise ConfigError(f"--{name} must be {' or '.join(kind[0] for kind in kinds if kind)}, got {value!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -282,8 +310,10 @@ class Config:
         """
         groups = {}
         left = dict(values)
+        _check_types(LearnerConfig, {name: values[name] for name in ("algorithm",) if name in values})
         for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm)).items():
             own = {f.name: left.pop(f.name) for f in dataclasses.fields(group) if f.name in left}
+            _check_types(group, own)
             try:
                 groups[name] = group(**own)
             except ValueError as error:

@@ -208,6 +208,14 @@ class Learner:
 
         return batch._replace(observation=map_nested(rebuild, self._stacks, batch.observation))
 
+    def _try_moments(self) -> None:
+        """A step of nothing with a copy: moments that are not this model's raise here, and not in the middle of a run."""
+        copied: Any = copy.deepcopy(self._optimiser)
+        for group in copied.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        copied.step()
+
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def model_state(self) -> dict[str, torch.Tensor]:
@@ -240,4 +248,5 @@ class Learner:
         self._optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # nor does PyTorch copy here
         # The moments are the checkpoint's; epsilon and the like are what this run was asked for.
         self._optimiser.param_groups[0].update({k: v for k, v in own.items() if k != "params"})
+        self._try_moments()
         self.steps, self.updates = int(state["steps"]), int(state["updates"])

@@ -157,8 +157,10 @@ def take_up(folder: Path, config: Config, step: int) -> None:
         changed = {name: value for name, value in flags.items() if written["flags"].get(name) != value}
         resumed = {"step": step, "flags": changed, **_circumstances()}
         written["resumed"] = [*written.get("resumed", []), resumed]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}/config.json is damaged: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}/config.json is damaged: {error!r:.200}") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}/config.json cannot be read: {error.strerror}") from error
     with _writing_to(folder):
         checkpoint.write_json(folder / "config.json", written)
 
