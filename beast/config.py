@@ -182,7 +182,7 @@ class RunConfig:
     disable_checkpoint: bool = False
     """save nothing but logs"""
     checkpoint_every: float = 10.0
-    """minutes between checkpoints; one is made at the end in any case"""
+    """minutes between checkpoints; the first comes within a minute, and one at the end in any case"""
     keep_checkpoints: int = 3
     """newest checkpoints kept; 0: all"""
     eval_every: int = 0
@@ -205,8 +205,16 @@ class RunConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
         _one_of(self, "preset", ("auto", *PRESETS))
-        if self.xpid is not None and (self.xpid in ("", ".", "..", "latest", "auto") or "/" in self.xpid):
-            raise ConfigError(f"--xpid must be the name of one new folder in --savedir, got {self.xpid!r}")
+        if self.xpid is not None and not is_name(self.xpid):
+            raise ConfigError(
+                f"--xpid must be the name of one new folder in --savedir (no space, no slash, no leading -), got {self.xpid!r}"
+            )
+
+
+def is_name(xpid: str) -> bool:
+    """Whether a run may be called so: what is printed, typed and taken for a folder must not be taken for anything else."""
+    odd = not xpid.isprintable() or "/" in xpid or " " in xpid or xpid.startswith("-")
+    return not odd and xpid not in ("", ".", "..", "latest", "auto")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -67,7 +67,7 @@ def from_checkpoint(
     Raises:
         CheckpointError, EnvError, ModelError: one line each.
     """
-    config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None})
+    config, task = settle(state["config"] | {"device": "cpu", "preset": "auto", "resume": None, "xpid": None})
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()
     use_compute_threads(1)  # more help little with so few games, and fight whoever trains beside

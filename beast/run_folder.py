@@ -17,9 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from beast import checkpoint, system
 from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError, RunConfig
+from beast.config import Config, ConfigError, RunConfig, is_name
 
 _LOCK = ".lock"
 
@@ -196,12 +198,18 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
     for name in _FIXED:
         if name in given and given[name] != flags.get(name):
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
+    if not is_name(flags.get("xpid") or "r"):
+        flags = flags | {"xpid": None}  # of a version that allowed it; the folder has its name already
     return flags | given
 
 
 def point_latest_to(folder: Path) -> None:
     """In its savedir, now that it runs; where links cannot be made there is none."""
     latest, temporary = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
+    for left in folder.parent.glob(".latest.*"):  # by a run that was killed just then
+        with suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(left.name.rpartition(".")[2])):
+                left.unlink()
     with suppress(OSError):
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(folder.name)

@@ -32,6 +32,7 @@ from beast.workers import Board, Worker, WorkerError, Workers
 STOP_DEADLINE = 5.0  # seconds that workers have to leave
 LEARNER_STAGES = ("wait", "batch", "copy", "learn", "publish")
 _SAME_PAST = ("num_actors", "unroll_length", "batch_size", "seed")  # flags without which serial actors cannot go on
+FIRST_CHECKPOINT = 60.0  # seconds until the first one, at most: until then a killed run has nothing
 BEHIND = 10  # updates; then it is the learner that limits the speed, and it gets more of the machine
 DOUBLE_SIGNAL = 0.5  # seconds within which a second signal is the same one
 
@@ -233,7 +234,8 @@ class Trainer:
                 self.start_thread(f"learner-{i}", self._learn)
         run = self.config.run
         next_report = time.monotonic() + run.report_every
-        next_checkpoint = time.monotonic() + 60 * run.checkpoint_every
+        next_checkpoint = time.monotonic() + min(FIRST_CHECKPOINT, 60 * run.checkpoint_every)
+        learned = self.learner.updates  # there is nothing new to save until there are more
         while not self._finished():
             if self._serial is not None:
                 self._serial_round()
@@ -247,8 +249,9 @@ class Trainer:
             if now >= next_report:
                 self.report()
                 next_report = now + run.report_every
-            if now >= next_checkpoint or self._asked_to_save:
+            if (now >= next_checkpoint and self.learner.updates > learned) or self._asked_to_save:
                 self._save_and_go_on()
+                learned = self.learner.updates
                 next_checkpoint = now + 60 * run.checkpoint_every
 
     def _finished(self) -> bool:

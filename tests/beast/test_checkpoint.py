@@ -13,10 +13,17 @@ import torch
 from beast import checkpoint, trust
 from beast.checkpoint import CheckpointError
 
-STATE = {
+STATE: dict[str, Any] = {
     "config": {"env": "Catch-v0", "seed": 7},
-    "learner": {"model": {"weight": torch.arange(600.0).view(20, 30), "bias": torch.ones(3)}, "steps": 10},
-    "reports": {"games": [(1.0, 9)], "elapsed": 0.5},
+    "learner": {
+        "model": {"weight": torch.arange(600.0).view(20, 30), "bias": torch.ones(3)},
+        "optimiser": {"state": {0: {"square_avg": torch.ones(603)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "steps": 10,
+        "updates": 1,
+    },
+    "reports": {"games": [(1.0, 9)], "env": {"caught": [1.0]}, "episodes": 1, "elapsed": 0.5, "history": [(8, 1.0)]},
+    "torch_rng": torch.get_rng_state(),
+    "resumes": 0,
 }
 
 
@@ -42,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def write(run: Path, *steps: int, keep: int = 0) -> list[Path]:
-    return [checkpoint.save(run, STATE | {"learner": {"steps": step}}, step, keep) for step in steps]
+    return [checkpoint.save(run, STATE | {"learner": STATE["learner"] | {"steps": step}}, step, keep) for step in steps]
 
 
 def newest(run: Path) -> tuple[int, list[str]]:
@@ -149,7 +156,7 @@ def test_newest_is_what_was_written_last_whatever_its_number(run, link):
 
 @pytest.mark.parametrize("clock", ["right", "ahead"])
 def test_a_damaged_newer_one_does_not_outlive_those_after_it(run, clock):
-    """By number it is the newest for ever, by time too if the clock was wrong when it was written."""
+    """By step it is the newest for ever, by time too if the clock was wrong when it was written."""
     damaged = write(run, 100, 900)[1]
     damaged.write_bytes(b"")
     if clock == "ahead":
@@ -160,7 +167,7 @@ def test_a_damaged_newer_one_does_not_outlive_those_after_it(run, clock):
     write(run, 200, keep=2)
     assert newest(run) == (200, [])
     assert (run / "checkpoints" / "step_000000000200.pt").exists()
-    assert damaged.exists() == (clock == "ahead")
+    assert not damaged.exists()
 
 
 def test_one_is_kept_if_one_is_asked_for(run):
