@@ -115,7 +115,17 @@ class ActorGroup:
         return self._distribution.num_params
 
     def replay(self, actions: Array) -> None:
-        """Do again what an unroll did to environments and random streams, given its actions `[E, T]` (+ `[N]`)."""
+        """Do again what an unroll did to environments and random streams, given its actions `[E, T]` (+ `[N]`).
+
+        Raises:
+            ValueError: if there are no such actions: emulators do not look, and hang.
+        """
+        space = self._envs.action_space
+        most = getattr(space, "n", getattr(space, "nvec", np.inf))
+        if len(actions) != len(self._generators) or not np.isfinite(actions).all():
+            raise ValueError("not the actions of these actors")
+        if actions.dtype.kind in "iu" and ((actions < 0).any() or (actions >= most).any()):
+            raise ValueError("not actions of these environments")
         self._draw()
         for action in actions.swapaxes(0, 1).astype(self._distribution.action_spec.dtype):
             self.env = self._envs.step(action)

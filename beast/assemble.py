@@ -64,7 +64,6 @@ def assemble(
     ) * 1_000_000  # distinct for each life of a process over all resumes
 
     model, distribution = task.model.build(), task.model.distribution()
-    spec = task.model.unroll_spec(model, task.observation, task.metric_names, task.columns)
     algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, distribution)
     masters = master_parameters(model)
     acting = FlatModel(model, task.device, task.dtype)
@@ -79,8 +78,8 @@ def assemble(
     )  # fmt: skip
     skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
     clock = trace.clock if trace else Clock()
-    weights, store = Weights.like(acting), UnrollStore(spec, config.num_buffers, config.actors.unroll_length)
-    crew: Crew = beast_module(config.learner.trainer).crew(task, config, spec, weights)
+    weights, store = Weights.like(acting), UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
+    crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
     source: Source = StoreSource(store, config.learner.batch_size, clock)
     source = crew.source(source) if crew.source else source
     named = [callback_module(config.run.callback)] if config.run.callback else []

@@ -6,22 +6,30 @@ files, whose records carry checksums; it does not look at them, so `load` does.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import re
-import tempfile
+import secrets
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import psutil
 import torch
+
+from beast import trust
+from beast.form import misfit
 
 LATEST = "latest.pt"
 FORMAT = 2
 """The number in each checkpoint. Those of the first format have none; `_upgraded` reads them."""
+_NUMBER = "archive/number"  # a record of its own in the zip file, where PyTorch wants all of them
+_TEMPORARY = r"\.(step_\d+\.pt|update_\d+\.pt|latest\.pt|config\.json|logs\.csv)\.\w+"
 
 
 class CheckpointError(ValueError):
@@ -46,16 +54,44 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     folder = folder_of(run)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:012d}.pt"
-    write_tensors(path, state)
+    before = newest_first(run)
+    number = 1 + max(map(_number, before), default=0)
+    write_tensors(path, state | {"signature": trust.sign(state["config"])}, number)
     link = folder / f".{LATEST}.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
     os.replace(link, folder / LATEST)
     if keep:
-        for old in [file for file in newest_first(run) if file != path][keep - 1 :]:
+        whole = [file for file in before if file != path and _number(file) >= 0]
+        for old in [*whole[keep - 1 :], *(file for file in before if file != path and file not in whole)]:
             with suppress(OSError):
                 old.unlink()
+    _remove_left_behind(run)
     return path
+
+
+def _remove_left_behind(run: Path) -> None:
+    """What writers that were killed have left: temporary files of a name of ours that nobody holds any more."""
+    for file in [*run.glob(".*"), *run.glob("*/.*")]:
+        if not re.fullmatch(_TEMPORARY, file.name):
+            continue
+        with suppress(OSError):
+            if file.is_symlink():
+                if not psutil.pid_exists(int(file.name.rpartition(".")[2])):
+                    file.unlink()
+                continue
+            with open(file, "rb") as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink()
+
+
+def _number(file: Path) -> int:
+    """Of a checkpoint in the order in which they were written; 0: from before there were numbers; -1: damaged."""
+    try:
+        with zipfile.ZipFile(file) as records:
+            return int(records.read(_NUMBER)) if _NUMBER in records.namelist() else 0
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
+        return -1
 
 
 def saved(run: Path) -> list[Path]:
@@ -64,15 +100,25 @@ def saved(run: Path) -> list[Path]:
 
 
 def newest_first(run: Path) -> list[Path]:
-    """All checkpoints of a run as they were written: one that went on from an earlier step has the smaller numbers."""
-    return sorted(saved(run), key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+    """All checkpoints of a run, by the number that was written with each: no clock is asked, and steps may go back.
+
+    Damaged ones come first: whoever takes the newest then hears of them. Those of before there were numbers are the oldest.
+    """
+    numbers = {file: _number(file) for file in saved(run)}
+
+    def place(file: Path) -> tuple[bool, int, int, str]:
+        with suppress(OSError):
+            return numbers[file] < 0, numbers[file], file.stat().st_mtime_ns if numbers[file] < 1 else 0, file.name
+        return False, 0, 0, file.name  # gone meanwhile
+
+    return sorted(numbers, key=place, reverse=True)
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint file.
 
     Raises:
-        CheckpointError: if it is damaged or no checkpoint.
+        CheckpointError: if it is damaged, or no checkpoint, or holds what no checkpoint holds.
     """
     try:
         data = io.BytesIO(path.read_bytes())
@@ -88,11 +134,19 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason})") from error
     if not isinstance(state, dict) or not {"config", "learner"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this program")
-    if (number := state.get("format", 1)) not in range(1, FORMAT + 1):
+    number = state.get("format", 1)
+    if type(number) is not int or not 1 <= number <= FORMAT:
         raise CheckpointError(
-            f"{path} has format {number}, this program reads up to {FORMAT}: use a newer version of it"
+            f"{path} has format {number!r:.20}, this program reads up to {FORMAT}: use a newer version of it"
         )
-    return _upgraded(state) if number == 1 else state
+    if number == 1:
+        try:
+            state = _upgraded(state)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is damaged or not a checkpoint of this program ({error!r:.200})") from error
+    if (part := misfit(state)) is not None:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of this program ({part})")
+    return state
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +164,43 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
     if (unlearned := new.pop("unlearned", None)) is not None:  # its slots did not know their actor
         new["source"] = {"unlearned": [*unlearned, torch.full((len(unlearned[0]),), -1, dtype=torch.int32)]}
     return new
+
+
+def settings_of(
+    path: Path, state: dict[str, Any], given: dict[str, Any], trusted: bool, replaced: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The settings in a checkpoint, once it is certain that following them runs no code but what the reader agreed to.
+
+    Args:
+        path: where `state` was read from.
+        given: what the reader typed: settings of the same value need no trust.
+        trusted: the reader trusts the file.
+        replaced: settings of the file that will not be followed, because the reader typed others.
+
+    Raises:
+        CheckpointError: if it names code, and neither is it this user's nor did the reader name or trust that.
+    """
+    config: dict[str, Any] = state["config"]
+    named = {
+        name: value
+        for name, value in trust.code_in(config).items()
+        if name not in replaced and (name not in given or given[name] != value)
+    }
+    if not named or trusted:
+        return config
+    hint = ""
+    try:
+        if trust.is_own(config, state.get("signature")):
+            return config
+    except trust.KeyRefused as error:
+        hint = f" (the key {error})"
+    flags = ", ".join(
+        f"--{name} {value if isinstance(value, str) else repr(value)}"[:80] for name, value in named.items()
+    )
+    raise CheckpointError(
+        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust if you trust it, or "
+        f"give the same {' and '.join(f'--{name}' for name in named)}"
+    )
 
 
 def load_newest(name: str, savedir: str, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
@@ -177,31 +268,48 @@ def find_run(name: str, savedir: str) -> Path:
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(file)` on a temporary file beside `path`, make it durable, and put it in place.
 
+    The temporary file is locked as long as its writer lives: see `_remove_left_behind`.
+
     Raises:
         OSError: if anything fails; `path` is then as it was.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary, file = _temporary_beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
 
 
-def write_tensors(path: Path, value: Any) -> None:
-    """Atomically, as PyTorch saves.
+def _temporary_beside(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new file that is ours alone, with the rights that the umask leaves."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with suppress(FileExistsError):
+            file = open(temporary, "xb")  # noqa: SIM115
+            with suppress(OSError):  # a file system without locks goes without
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:
+                return temporary, file
+            file.close()  # somebody took it for one that was left behind, before it was locked
+
+
+def write_tensors(path: Path, value: Any, number: int | None = None) -> None:
+    """Atomically, as PyTorch saves, with a record of its own for a checkpoint's number.
 
     Raises:
         OSError: if it cannot be written; `path` is then as it was.
     """
     data = io.BytesIO()  # in memory first: PyTorch's own writer turns a full disk into "unexpected pos 193408"
     torch.save(value, data)
+    if number is not None:
+        with zipfile.ZipFile(data, "a") as records:
+            records.writestr(_NUMBER, str(number))
     write_atomically(path, lambda file: file.write(data.getbuffer()))
 
 

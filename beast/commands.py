@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import difflib
 import errno
-import os
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beast import checkpoint, run_folder
+from beast import checkpoint, run_folder, trust
 from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError, LearnerConfig, RunConfig
+from beast.config import Config, ConfigError, EnvironmentConfig, LearnerConfig, RunConfig
 from beast.envs import EnvError
-from beast.flags import Parser, json_object, preset_help
+from beast.flags import Parser, preset_help
 from beast.policy import ModelError
 from beast.system import allow_open_files
 from beast.workers import WorkerError, warm_up
@@ -35,9 +34,6 @@ def run(command: str, arguments: list[str]) -> int:
         near = difflib.get_close_matches(command, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(commands)}"
         return _fail(f"unknown command {command!r}; {hint}", 2)
-    if os.getcwd() not in sys.path:
-        # So that my_package.my_module is found from where one stands; last, so that it is not taken for ours.
-        sys.path.append(os.getcwd())
     try:
         return commands[command](arguments)
     except (ConfigError, EnvError, ModelError, CheckpointError) as error:
@@ -60,13 +56,18 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"run.py: error: {message}", file=sys.stderr)
+    """One line, whatever is in the message: it may quote names from a file."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    print(f"run.py: error: {line}", file=sys.stderr)
     return status
 
 
 def train(arguments: list[str]) -> int:
     """Train, or go on with a run."""
-    values = _train_values(arguments)
+    parser = _train_parser("run.py", _ABOUT, arguments)
+    _add_trust(parser)
+    values = parser.parse(arguments)
+    trusted = values.pop("trust")
     if values.get("num_actor_processes") != 0:
         warm_up()  # it imports torch on another core while this process does
     from beast.task import settle
@@ -74,7 +75,7 @@ def train(arguments: list[str]) -> int:
     folder = run_folder.to_resume(values)
     if folder is None:
         config, task = settle(values)  # before anything is made
-        _check_open_files(config)
+        _check_machine(config, task)
         folder = run_folder.make(config)
         with run_folder.locked(folder):
             run_folder.begin(folder, config)
@@ -82,13 +83,14 @@ def train(arguments: list[str]) -> int:
     with run_folder.locked(folder):
         notes: list[str] = []
         name = values["resume"] if values["resume"] != "auto" else str(folder)
-        _, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
-        config, task = settle(run_folder.flags_to_resume(folder, state["config"], values))
-        _check_open_files(config)
+        path, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
+        flags = checkpoint.settings_of(path, state, values, trusted)
+        config, task = settle(run_folder.flags_to_resume(folder, flags, values))
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
             print(*notes, f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.", sep="\n")
             return 0
+        _check_machine(config, task)
         run_folder.take_up(folder, config, steps)
         return _train(config, task, folder, state, notes)
 
@@ -99,14 +101,19 @@ def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | Non
 
     try:
         trainer = assemble(config, task, folder, state)
-    except RuntimeError as error:
+    except BaseException as error:
         if state is None:
+            run_folder.undo(folder)
+        if isinstance(error, OSError):
+            raise ConfigError(f"cannot start in {folder}: {error}") from error
+        known = ConfigError, EnvError, ModelError, CheckpointError, MemoryError
+        if state is None or isinstance(error, known) or not isinstance(error, Exception):
             raise
-        raise CheckpointError(  # torch's: keys or shapes of another network
-            f"{folder}: its checkpoint does not fit --model {config.learner.model}: {_line(error)}"
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's says enough
+        raise CheckpointError(  # keys or shapes of another network
+            f"{folder}: its checkpoint does not fit --model {config.learner.model}: {kind}{_line(error)}"
         ) from error
-    except OSError as error:
-        raise ConfigError(f"cannot start in {folder}: {error}") from error
+    run_folder.point_latest_to(folder)
     for note in notes:
         trainer.reports.tell(note)
     actors = config.actors
@@ -118,12 +125,15 @@ def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | Non
     return trainer.run()
 
 
-def _check_open_files(config: Config) -> None:
+def _check_machine(config: Config, task: Task) -> None:
     """Before anything is written.
 
     Raises:
-        ConfigError: if the limit is too low, and may not be raised.
+        ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised.
     """
+    from beast.memory import check_memory
+
+    check_memory(config, task)
     if (limit := allow_open_files()) < config.open_files:
         raise ConfigError(
             f"up to {config.open_files} open files are needed, the limit is {limit}: raise it (ulimit -n "
@@ -145,10 +155,11 @@ def evaluate(arguments: list[str]) -> int:
     add("--deterministic", action="store_true", help="take the likeliest action instead of drawing one")
     add("--seed", type=int, metavar="N", help="of environments and actions [the run's, moved]")
     add("--video", metavar="DIR", help="also record one episode as DIR/episode.mp4")
-    add("--env", metavar="NAME", help="play this one, of the same spaces [the run's]")
-    add("--env_kwargs", type=json_object, metavar="JSON", help="handed to the environment [the run's; {} with --env]")
     add("--json", metavar="FILE", help="write all figures to FILE")
     add("--savedir", default="runs", metavar="DIR", help="where runs are [runs]")
+    _add_trust(parser)
+    for group in (EnvironmentConfig, LearnerConfig, RunConfig):
+        parser.add_dataclass(group, only=trust.NAMES_CODE)
     values = parser.parse(arguments)
     for name, least in (("episodes", 1), ("seed", 0)):
         if values[name] is not None and values[name] < least:
@@ -160,11 +171,16 @@ def evaluate(arguments: list[str]) -> int:
     if file:
         _make_writable("json", file.parent)
     path, state = checkpoint.load_newest(values["checkpoint"], values["savedir"], print)
-    from beast.evaluate import from_checkpoint
-
-    other = {name: values[name] for name in ("env", "env_kwargs") if values[name] is not None}
+    given = {name: values[name] for name in trust.NAMES_CODE if name in values}
+    other = {name: given[name] for name in ("env", "env_kwargs") if name in given}  # another task of the same spaces
     if "env" in other:
         other.setdefault("env_kwargs", {})
+    flags = checkpoint.settings_of(path, state, given | other, values["trust"], replaced=tuple(other))
+    for name, value in given.items():
+        if name not in other and value != flags.get(name):
+            raise ConfigError(f"--{name} {value}: {path} was made with {flags.get(name)}")
+    from beast.evaluate import from_checkpoint
+
     result = from_checkpoint(path, state, values["episodes"], values["seed"], values["deterministic"], video, other)
     print(
         f"{result['env']} at step {result['step']:,}: mean return {result['mean']:.2f}, median {result['median']:.2f}, "
@@ -219,7 +235,7 @@ def profile(arguments: list[str]) -> int:
         from beast.task import settle
 
         config, task = settle(values)
-        _check_open_files(config)
+        _check_machine(config, task)
         what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
         figures = measure(config, task, what)
         show(figures)
@@ -258,6 +274,13 @@ def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
     for group in Config.groups(named.algorithm, named.model).values():
         parser.add_dataclass(group)
     return parser
+
+
+def _add_trust(parser: Parser) -> None:
+    """Not a setting: what a checkpoint says of it does not count."""
+    parser.add_argument(
+        "--trust", action="store_true", help="run the code that a checkpoint names, though somebody else made it"
+    )
 
 
 def _train_values(arguments: list[str]) -> dict[str, Any]:

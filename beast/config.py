@@ -7,6 +7,9 @@ optimiser's with the optimiser.
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +34,31 @@ def _at_least(config: Any, least: int, *names: str) -> None:
 def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
     if getattr(config, name) not in allowed:
         raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """Not NaN, which passes every check of a range; nor a whole number that is too large for any tensor."""
+    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < 2**62)
+
+
+_KINDS: dict[Any, tuple[str, Any]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number below 2^62", lambda value: type(value) is int and abs(value) < 2**62),
+    float: ("a number", _is_number),
+    str: ("text", lambda value: isinstance(value, str)),
+    dict: ("a JSON object", lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value)),
+}
+
+
+def _check_types(group: type, values: dict[str, Any]) -> None:
+    """Flags are parsed; values from a file may be anything. Types that are not in _KINDS are their group's own affair."""
+    hints = typing.get_type_hints(group)
+    for name, value in values.items():
+        parts = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        kinds = [_KINDS.get(typing.get_origin(part) or part) for part in parts if part is not type(None)]
+        if (value is None and type(None) in parts) or None in kinds or any(kind and kind[1](value) for kind in kinds):
+            continue
+        raise ConfigError(f"--{name} must be {' or '.join(kind[0] for kind in kinds if kind)}, got {value!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -195,7 +223,7 @@ class RunConfig:
     disable_checkpoint: bool = False
     """save nothing but logs"""
     checkpoint_every: float = 10.0
-    """minutes between checkpoints; one is made at the end in any case"""
+    """minutes between checkpoints; the first comes within a minute, and one at the end in any case"""
     keep_checkpoints: int = 3
     """newest checkpoints kept; 0: all"""
     eval_every: int = 0
@@ -229,8 +257,16 @@ class RunConfig:
             if value is not None and value <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
         _one_of(self, "preset", ("auto", *PRESETS))
-        if self.xpid is not None and (self.xpid in ("", ".", "..", "latest", "auto") or "/" in self.xpid):
-            raise ConfigError(f"--xpid must be the name of one new folder in --savedir, got {self.xpid!r}")
+        if self.xpid is not None and not is_name(self.xpid):
+            raise ConfigError(
+                f"--xpid must be the name of one new folder in --savedir (no space, no slash, no leading -), got {self.xpid!r}"
+            )
+
+
+def is_name(xpid: str) -> bool:
+    """Whether a run may be called so: what is printed, typed and taken for a folder must not be taken for anything else."""
+    odd = not xpid.isprintable() or "/" in xpid or " " in xpid or xpid.startswith("-")
+    return not odd and xpid not in ("", ".", "..", "latest", "auto")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -338,8 +374,10 @@ class Config:
         """
         groups = {}
         left = dict(values)
+        _check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
         for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm), values.get("model")).items():
             own = {f.name: left.pop(f.name) for f in dataclasses.fields(group) if f.name in left}
+            _check_types(group, own)
             try:
                 groups[name] = group(**own)
             except ValueError as error:

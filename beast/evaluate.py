@@ -16,8 +16,9 @@ from beast import checkpoint
 from beast.agent import Agent
 from beast.config import Config
 from beast.data import Array
-from beast.envs import EnvChoice, EnvError
+from beast.envs import EnvError
 from beast.policy import Policy, seed_for
+from beast.spaces import from_plain
 from beast.system import keep_freed_memory, use_compute_threads
 from beast.task import Task, settle
 from beast.weights import Weights
@@ -60,6 +61,8 @@ def from_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate a checkpoint, read from `path`; everything but the count of episodes comes from it.
 
+    It runs what the checkpoint names: ask `checkpoint.settings_of` first whether it may.
+
     Args:
         other: flags of another environment of the same spaces.
 
@@ -69,9 +72,10 @@ def from_checkpoint(
     Raises:
         CheckpointError, EnvError, ModelError: one line each.
     """
-    config, task = settle(state["config"] | {"device": "cpu", "preset": "auto"} | {"resume": None} | (other or {}))
+    own = state["config"] | {"device": "cpu", "preset": "auto", "resume": None, "xpid": None}
+    config, task = settle(own | (other or {}))
     if other:
-        _check_same_spaces(task, Config.from_flat(state["config"]).environment.choice)
+        _check_same_spaces(task, state)
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()
     use_compute_threads(1)  # more help little with so few games, and fight whoever trains beside
@@ -98,16 +102,19 @@ def from_checkpoint(
     }
 
 
-def _check_same_spaces(task: Task, trained_on: EnvChoice) -> None:
-    """Raises EnvError if a task has other spaces than the environment that its model was trained on."""
-    group = trained_on.make_group([0])
-    group.close()
-    for what, own, needed in (
-        ("observation", task.model.observation_space, group.observation_space),
-        ("action", task.model.action_space, group.action_space),
-    ):
-        if own != needed:
-            raise EnvError(f"--env {task.env.env}: its {what} space is {own}, the model was trained on {needed}")
+def _check_same_spaces(task: Task, state: dict[str, Any]) -> None:
+    """Raises EnvError if a task has other spaces than a checkpoint's model was made for."""
+    if "spaces" not in state:
+        raise EnvError("--env: this checkpoint is of an older version, which did not keep its spaces: leave --env out")
+    try:
+        trained_on = {what: from_plain(plain) for what, plain in state["spaces"].items()}
+    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"its spaces are damaged ({error!r:.200})") from error
+    for what, own in (("observation", task.model.observation_space), ("action", task.model.action_space)):
+        if own != trained_on[what]:
+            raise EnvError(
+                f"--env {task.env.env}: its {what} space is {own}, the model was trained on {trained_on[what]}"
+            )
 
 
 def load_model(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> None:

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import types
 import typing
+from collections.abc import Container
 from typing import Any, NoReturn
 
 from beast.config import PRESETS
@@ -41,11 +42,13 @@ class Parser(argparse.ArgumentParser):
         print(f"run.py: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
-    def add_dataclass(self, group: type) -> None:
-        """One flag for each field."""
+    def add_dataclass(self, group: type, only: Container[str] | None = None) -> None:
+        """One flag for each field, or for those of these names."""
         section = self.add_argument_group((group.__doc__ or group.__name__).splitlines()[0])
         hints, helps = typing.get_type_hints(group), field_docs(group)
         for field in dataclasses.fields(group):
+            if only is not None and field.name not in only:
+                continue
             settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
             text = helps.get(field.name, "")
             default = field.default if field.default is not dataclasses.MISSING else None

@@ -147,6 +147,10 @@ class Learner:
         self._algorithm.load_state_dict(state["algorithm"]["state"])
         for name, moment in self._moments.items():
             if (kept := state["optimiser"]["moments"].get(name)) is not None:  # a momentum asked for now begins at zero
+                if kept.shape != moment.shape:
+                    raise RuntimeError(
+                        f"{name} of the optimiser has {kept.numel()} numbers instead of {moment.numel()}"
+                    )
                 moment.copy_(kept)
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
 

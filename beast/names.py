@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from types import ModuleType
 
 
@@ -11,13 +13,17 @@ class NoSuchModule(ImportError):
 
 
 def import_named(path: str) -> ModuleType:
-    """Import `my_package.my_module`.
+    """Import `my_package.my_module`, from where one stands too.
+
+    Only then is that folder searched: what is built in never imports anything from a folder that somebody else filled.
 
     Raises:
         NoSuchModule: if it is not there. Whatever else its import raises, a missing module of its own too, passes through.
     """
     if path.startswith("."):
         raise NoSuchModule(name=path)  # it would be relative to nothing
+    if path.partition(".")[0] not in ("beast", "models") and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing in it is taken for ours
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:

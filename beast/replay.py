@@ -57,7 +57,11 @@ class Past:
 
     def replay(self, actors: SerialActors, stopping: Callable[[], bool]) -> bool:
         """Bring new actors to the same point; False if their environments turn out to be in another state."""
-        for actions, check in zip(self._unrolls, self._checks, strict=True):
+        if self._core_state is not None:
+            wanted = [leaf.shape for leaf in flatten(actors.core_state)]
+            if len(self._checks) != len(self._unrolls) or [leaf.shape for leaf in self._core_state] != wanted:
+                return False  # of other actors
+        for actions, check in zip(self._unrolls, self._checks, strict=False):
             if stopping():
                 return True  # nobody will go on from here
             try:

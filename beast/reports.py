@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,12 @@ class _Table:
         if not self._path.exists():
             return []
         whole, _, _ = self._path.read_text("utf-8", "replace").rpartition("\n")  # a crash may have cut the last line
-        return [row for row in csv.DictReader(whole.splitlines(), restval="") if row.get("step", "").isdigit()]
+        lines: list[list[str]] = []
+        for line in whole.splitlines():
+            with suppress(csv.Error):  # whatever it is, no line of ours
+                lines += csv.reader([line])
+        rows = [dict(zip_longest(lines[0], line[: len(lines[0])], fillvalue="")) for line in lines[1:]]
+        return [row for row in rows if row.get("step", "").isdecimal() and len(row["step"]) < 20]
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         data = _lines(columns, [dict(zip(columns, columns, strict=True)), *rows])

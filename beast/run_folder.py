@@ -17,9 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from beast import checkpoint, system
 from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError, RunConfig
+from beast.config import Config, ConfigError, RunConfig, is_name
 
 _LOCK = ".lock"
 
@@ -63,7 +65,15 @@ def begin(folder: Path, config: Config) -> None:
             for file in sorted(files, key=lambda file: file.name == "config.json"):  # last: it says that all must go
                 os.replace(file, aside / file.name)
         write_config(folder, config)
-    _point_latest_to(folder)
+
+
+def undo(folder: Path) -> None:
+    """Take back what `make` and `begin` made, for a run that could not start; the folder stays if there is more in it."""
+    with suppress(OSError):
+        (folder / "config.json").unlink()
+        (folder / _LOCK).unlink()
+        folder.rmdir()
+        folder.parent.rmdir()  # if nothing else is in it
 
 
 @contextmanager
@@ -138,7 +148,7 @@ def _circumstances() -> dict[str, Any]:
 
 
 def take_up(folder: Path, config: Config, step: int) -> None:
-    """Note in `config.json` that a run goes on from a step, with which flags and where, and point `latest` to it.
+    """Note in `config.json` that a run goes on from a step, with which flags and where.
 
     Raises:
         CheckpointError: if `config.json` is damaged.
@@ -150,11 +160,12 @@ def take_up(folder: Path, config: Config, step: int) -> None:
         changed = {name: value for name, value in flags.items() if written["flags"].get(name) != value}
         resumed = {"step": step, "flags": changed, **_circumstances()}
         written["resumed"] = [*written.get("resumed", []), resumed]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}/config.json is damaged: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}/config.json is damaged: {error!r:.200}") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}/config.json cannot be read: {error.strerror}") from error
     with _writing_to(folder):
         checkpoint.write_json(folder / "config.json", written)
-    _point_latest_to(folder)
 
 
 def to_resume(given: dict[str, Any]) -> Path | None:
@@ -188,12 +199,18 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
     for name in _FIXED:
         if name in given and given[name] != flags.get(name):
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
+    if not is_name(flags.get("xpid") or "r"):
+        flags = flags | {"xpid": None}  # of a version that allowed it; the folder has its name already
     return flags | given
 
 
-def _point_latest_to(folder: Path) -> None:
-    """Where links cannot be made there is none."""
+def point_latest_to(folder: Path) -> None:
+    """In its savedir, now that it runs; where links cannot be made there is none."""
     latest, temporary = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
+    for left in folder.parent.glob(".latest.*"):  # by a run that was killed just then
+        with suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(left.name.rpartition(".")[2])):
+                left.unlink()
     with suppress(OSError):
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(folder.name)

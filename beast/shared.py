@@ -15,9 +15,9 @@ from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
-import psutil
 
 from beast.data import ArraySpec, Nested, flatten, map_nested
+from beast.system import free_memory
 
 _ALIGNMENT = 128  # bytes; two cache lines, so that no two processes' fields share one
 
@@ -33,12 +33,12 @@ class SharedArrays:
     """
 
     def __init__(self, specs: Nested) -> None:
-        self._fd = _anonymous_file(max(_total_bytes(specs), mmap.PAGESIZE))
+        self._fd = _anonymous_file(max(total_bytes(specs), mmap.PAGESIZE))
         self._map(specs)
 
     def _map(self, specs: Nested) -> None:
         self._specs = specs
-        self._block = mmap.mmap(self._fd, max(_total_bytes(specs), mmap.PAGESIZE))
+        self._block = mmap.mmap(self._fd, max(total_bytes(specs), mmap.PAGESIZE))
         offset = 0
 
         def view(spec: ArraySpec) -> Any:
@@ -72,13 +72,14 @@ def _padded_bytes(spec: ArraySpec) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _total_bytes(specs: Nested) -> int:
+def total_bytes(specs: Nested) -> int:
+    """What SharedArrays of these specs take."""
     return sum(_padded_bytes(spec) for spec in flatten(specs))
 
 
 def _anonymous_file(size: int) -> int:
     # Asked before it is taken: Linux promises more than it has, and then kills some process, of anyone.
-    if size > psutil.virtual_memory().available:
+    if size > free_memory():
         raise MemoryError(_too_much(size, "the machine has less free"))
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("beast", os.MFD_CLOEXEC)
@@ -96,4 +97,7 @@ def _anonymous_file(size: int) -> int:
 
 
 def _too_much(size: int, why: str) -> str:
-    return f"no shared memory of {size / 1e6:,.0f} MB to be had ({why}): lower --num_buffers"
+    return (
+        f"no shared memory of {size / 1e6:,.0f} MB to be had ({why}): lower --num_actors, --batch_size, "
+        "--unroll_length or --num_buffers"
+    )

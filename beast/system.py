@@ -7,7 +7,13 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
+
+CGROUPS, MY_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
 
 
@@ -22,6 +28,35 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         pass  # no cgroup v2 quota here
     return cores
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine's, and of what its control groups (containers) are allowed."""
+    free: int = psutil.virtual_memory().available
+    for group in _memory_groups():
+        for limit, usage, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                left = int((group / limit).read_text()) - int((group / usage).read_text())
+                with suppress(OSError, ValueError):  # what the kernel gives back before it kills
+                    left += int(
+                        dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())[cache]
+                    )
+                free = min(free, max(left, 0))
+    return free
+
+
+def _memory_groups() -> Iterator[Path]:
+    """This process's control groups for memory, and those around them; in a container paths may be seen from outside."""
+    with suppress(OSError, ValueError):
+        for line in Path(MY_CGROUPS).read_text().splitlines():
+            _, controllers, mine = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top = Path(CGROUPS) / controllers
+                inner = Path(mine.lstrip("/"))
+                yield from (top / part for part in (inner, *inner.parents))
 
 
 def keep_freed_memory() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -12,11 +12,12 @@ import torch
 from beast.children import nothing_left_behind
 from beast.config import PRESETS, Config, ConfigError, algorithm_module
 from beast.crew import beast_module
-from beast.data import ArraySpec, Nested
+from beast.data import Nested
 from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.policy import ModelChoice
 from beast.system import has_fast_bfloat16
+from beast.unrolls import UnrollSpec
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,17 @@ class Task:
     observation: Nested
     """Specs of one observation."""
     metric_names: tuple[str, ...]
+    unroll: UnrollSpec
+    """Of the unrolls that actors write."""
     device: torch.device
     dtype: torch.dtype
     """What models compute in, actors' and learner's alike."""
     acting_device: torch.device
     """Where actors' forwards run."""
-    columns: dict[str, ArraySpec] = field(default_factory=dict)
-    """Keys of `info` that are kept with each row."""
 
 
 def settle(values: dict[str, Any]) -> tuple[Config, Task]:
-    """Make an environment, choose preset and model by its spaces, and check everything that can be checked.
+    """Make an environment and reset it, choose preset and model by its spaces, and check everything that can be checked.
 
     Args:
         values: flags as given; the rest is default.
@@ -65,11 +66,14 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
         settings = dataclasses.asdict(config.model)
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
-        model.build()  # a model that does not fit shows here, before a run folder is made
+        built = model.build()  # a model that does not fit shows here, before a run folder is made
+        if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
+            group.reset()  # so does an environment that breaks its contract
+        observation, names = group.observation_spec, group.metric_names
+        unroll = model.unroll_spec(built, observation, names, group.columns)
         device = _device(config.learner.device)
         acting = beast.acting_device(device)
-        dtype = _dtype(config, model, device, acting)
-        task = Task(choice, model, group.observation_spec, group.metric_names, device, dtype, acting, group.columns)
+        task = Task(choice, model, observation, names, unroll, device, _dtype(config, model, device, acting), acting)
     finally:
         group.close()
     return config, task

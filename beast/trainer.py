@@ -33,6 +33,7 @@ from beast.unrolls import UnrollStore
 from beast.weights import Weights
 from beast.workers import Board, Workers
 
+FIRST_CHECKPOINT = 60.0  # seconds until the first one, at most: until then a killed run has nothing
 STOP_DEADLINE = 5.0  # seconds that workers have to leave
 
 
@@ -118,7 +119,8 @@ class Trainer:
     def _loop(self) -> None:
         run = self.config.run
         next_report = time.monotonic() + run.report_every
-        next_checkpoint = time.monotonic() + 60 * run.checkpoint_every
+        next_checkpoint = time.monotonic() + min(FIRST_CHECKPOINT, 60 * run.checkpoint_every)
+        saved = self.learner.updates  # there is nothing new to save until there are more
         end = time.monotonic() + 60 * (run.max_minutes or math.inf)
         while not self._finished():
             if self.serial is not None:
@@ -138,8 +140,9 @@ class Trainer:
             if now >= next_report:
                 self._look_at(self.report())
                 next_report = now + run.report_every
-            if now >= next_checkpoint or self.wishes.save:
+            if (now >= next_checkpoint and self.learner.updates > saved) or self.wishes.save:
                 self._save_and_go_on()
+                saved = self.learner.updates
                 next_checkpoint = now + 60 * run.checkpoint_every
 
     def _finished(self) -> bool:

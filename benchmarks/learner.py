@@ -38,14 +38,13 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
     flags = {"env": "PongNoFrameskip-v4", "model": model, "precision": precision, "batch_size": batch_size}
     config, task = settle(flags)
     network = task.model.build()
-    spec = task.model.unroll_spec(network, task.observation, task.metric_names, task.columns)
     masters = master_parameters(network)
     algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
     gradients = Gradients(FlatModel(network, task.device, task.dtype), algorithm, task.observation, task.device)
     learner = Learner(gradients, config.optimiser, config.learner.total_steps, masters)
     first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
     first.register_forward_pre_hook(lambda _, x: (x[0].contiguous(memory_format=LAYOUTS[layout]),))
-    staged = blank_batch(gradients, spec, batch_size, config.actors.unroll_length)
+    staged = blank_batch(gradients, task.unroll, batch_size, config.actors.unroll_length)
     time_learner(gradients, learner, staged, 0.0)  # warms up
     microseconds = time_learner(gradients, learner, staged, seconds)
     use_compute_threads(threads)

@@ -30,6 +30,12 @@ PATIENCE = 150.0  # seconds for what takes a few on a free machine: tests run on
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_traces_at_home(tmp_path_factory):
+    """The key that checkpoints are signed with is made for the tests, not in the tester's home."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_compute_thread():
     """Test processes run beside each other: more threads than cores make small models ten times slower."""
     torch.set_num_threads(1)

@@ -372,19 +372,12 @@ def test_a_loss_that_raises_shows_its_own_traceback(train, tmp_path):
 # -- machines ---------------------------------------------------------------------------------------------------------
 
 
-def test_more_memory_than_there_is(call, monkeypatch):
-    """Asked before it is taken: else the system would kill some process, of anyone."""
-
-    class Little:
-        available = 1_000
-
-    monkeypatch.setattr("psutil.virtual_memory", Little)
-    assert_one_line(call(*CATCH), "no shared memory", "MB", "--num_buffers")
-
-
 def test_actors_that_are_killed_before_they_did_anything(start, tmp_path):
     """A machine that kills every child (out of memory, say) gets no endless restarts."""
-    flags = write_env(tmp_path, "doomed", reset="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    kill = (
+        "import multiprocessing, os, signal; multiprocessing.parent_process() and os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    flags = write_env(tmp_path, "doomed", reset=kill)
     program = start(*flags, *SMALL, "--num_actor_processes", 1, "--max_restarts", 2).finish()
     assert_one_line(program, "was killed by SIGKILL", "restarted 2 times already (--max_restarts)")
 

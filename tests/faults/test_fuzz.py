@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from conftest import Outcome
+import torch
+from conftest import Outcome, assert_one_line, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beast import commands
+from beast import checkpoint, commands
 from beast.config import Config, ConfigError
 from beast.envs import EnvError
 from beast.envs.base import group_of
@@ -209,3 +212,146 @@ def test_a_damaged_run_folder_is_named_or_does_not_matter(call, tmp_path, name):
         latest.symlink_to("step_000000000080.pt")
 
     check()
+
+
+SMALL = ["--env", "Catch-v0", "--num_actor_processes", 0, "--num_actors", 2, "--batch_size", 2]
+DEEP = "[" * 100_000
+LOGS = [
+    "step\n²\n", "step,step\n1,2\n", "step\n" + "9" * 5_000 + "\n", "step\n80,1,2,3\n", "step\n\0\n",
+    'step\n"80\n', "\n\n\n",
+    "step\n" + "1" * 200_000 + "\n", "step,a\n80," + "x" * 200_000 + "\n", "a\rstep\r80\r",
+    "step\n-1\n", "step\n1e3\n", "step\n80.5\n",
+    ",,,\n,,,\n", "time,step\n1,80\n2\n3,80,9\n", "step\n80\nstep\n80\n", "\ufeffstep\n80\n",
+]  # fmt: skip
+CONFIGS = [
+    DEEP, "null", "NaN", '"flags"', '{"flags": []}', '{"flags": {}, "resumed": 3}', '{"flags": {}, "resumed": null}',
+    '{"flags": {}, "resumed": {"a": 1}}', "9" * 5_000, '{"flags": {"seed": 1e999}}', '{"flags": ' + DEEP, "[{}]", "\ufeff{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "texts"), [("logs.csv", LOGS), ("config.json", CONFIGS)], ids=["logs", "config"])
+def test_odd_but_readable_files_of_a_run(call, tmp_path, name, texts):
+    run = tmp_path / "runs" / "r"
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    good = (run / "config.json").read_text()
+    for number, text in enumerate(texts):
+        (run / "config.json").write_text(good)
+        (run / name).write_text(text)
+        done = call("--resume", "r", "--total_steps", 120 + 40 * number)
+        if done.code:
+            assert_one_line(done, f"runs/r/{name}")
+        else:
+            assert not done.err
+            assert [row["step"] for row in rows(run)][-1:] == [120 + 40 * number]
+        assert call("evaluate", "--checkpoint", "r", "--episodes", 1).code == 0
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+ODD = [
+    None, True, -1, 0, 3, 10**30, 2.5, float("nan"), float("inf"), "", "a\nb\x1b[31m", "mlp",
+    [], [None], [[1]], {}, {"a": 1}, {1: 2},
+    torch.zeros(0), torch.zeros(3), torch.full((2, 2), float("nan")), torch.zeros(2, dtype=torch.complex64),
+    torch.tensor(3), torch.zeros(3, 3).to_sparse(), torch.zeros(1).expand(1_000_000, 1_000),
+    torch.zeros(7, dtype=torch.uint8),
+]  # fmt: skip
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Of every node of a nested value."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    return [path] * bool(path) + [place for key, value in inner for place in places(value, (*path, key))]
+
+
+def with_odd(tree: Any, place: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
+    """A copy that is changed at one place."""
+    if isinstance(tree, tuple):
+        tree = list(tree)
+    tree = tree.copy()
+    if len(place) == 1:
+        change(tree, place[0])
+    else:
+        tree[place[0]] = with_odd(tree[place[0]], place[1:], change)
+    return tree
+
+
+@pytest.mark.parametrize("flags", [[], ["--use_lstm", "--momentum", 0.5]], ids=["plain", "lstm"])
+def test_checkpoints_that_hold_odd_things(call, tmp_path, flags):
+    """Whole as a file, and wrong inside: one line each, or it does not matter. What is odd is never saved again."""
+    assert call(*SMALL, *flags, "--xpid", "r", "--total_steps", 100).code == 0
+    run = tmp_path / "runs" / "r"
+    (path,) = checkpoint.saved(run)
+    good, files = (
+        checkpoint.load(path),
+        {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and not p.is_symlink()},
+    )
+    nodes = places(good)
+    # Each class of node is as likely as any other: there are many games, and few of anything else.
+    kinds: dict[str, list[Any]] = {}
+    for place in nodes:
+        kinds.setdefault(str([key for key in place if isinstance(key, str)]), []).append(place)
+    refused = 0
+
+    @settings(FUZZ, max_examples=100)
+    @given(st.sampled_from(sorted(kinds)), st.integers(0, 10**6), st.sampled_from([*range(len(ODD)), "gone", "more"]))
+    def check(kind: str, number: int, what: Any) -> None:
+        nonlocal refused
+        place = kinds[kind][number % len(kinds[kind])]
+
+        def change(tree: Any, key: Any) -> None:
+            if what == "gone":
+                del tree[key]
+            elif what == "more" and isinstance(tree, dict):
+                tree["more of it"] = 3
+            elif what == "more":
+                tree.append(3)
+            else:
+                tree[key] = ODD[what]
+
+        for old in run.rglob("*"):
+            if old.is_file() and old not in files:
+                old.unlink()
+        for file, data in files.items():
+            file.write_bytes(data)
+        torch.save(with_odd(good, place, change), path)
+        played = call("evaluate", "--checkpoint", path, "--episodes", 1)
+        if played.code:
+            assert_one_line(played)
+        done = call("--resume", path, "--total_steps", 140, "--report_every", 1e-6)
+        if done.code:
+            refused += 1
+            assert_one_line(done)
+        else:
+            assert not done.err
+            assert (
+                checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"] >= 140 or "is finished" in done.out
+            )
+        assert all(row["step"] >= 0 for row in rows(run))
+
+    check()
+    assert refused > 20
+
+
+@pytest.mark.parametrize("name", ["config", "env_kwargs", "reports", "past", "signature"])
+def test_a_checkpoint_nested_deeper_than_anyone_can_read(call, tmp_path, name):
+    """Lists in lists, which no pickler would write, but every unpickler reads."""
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    (path,) = checkpoint.saved(tmp_path / "runs" / "r")
+    state = checkpoint.load(path)
+    where = state["config"] if name == "env_kwargs" else state
+    where[name] = "a mark to be replaced"
+    torch.save(state, path)
+    mark = b"X\x15\x00\x00\x00a mark to be replaced"
+    deep = b"]" * 50_000 + b"a" * 49_999  # EMPTY_LIST, APPEND
+    if name == "env_kwargs":
+        deep = b"}X\x01\x00\x00\x00a" + deep + b"s"
+    with zipfile.ZipFile(path) as records:
+        content = {record: records.read(record) for record in records.namelist()}
+    with zipfile.ZipFile(path, "w") as records:
+        for record, data in content.items():
+            assert not record.endswith("data.pkl") or data.count(mark) == 1
+            records.writestr(record, data.replace(mark, deep))
+    for command in (["evaluate", "--checkpoint", path, "--episodes", 1], ["--resume", path, "--total_steps", 120]):
+        done = call(*command)
+        if done.code:
+            assert_one_line(done)

@@ -1,0 +1,111 @@
+"""What is inside a checkpoint, as a form that a file can be held against: it may be whole, and still not what we wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, and with room for sums."""
+    return type(value) in (int, float) and abs(value) < 1e100
+
+
+def _is_dense(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+        and value.nbytes <= value.untyped_storage().nbytes()  # else it is larger than what was read
+    )
+
+
+def _is_weights(value: Any) -> bool:
+    return _is_dense(value) and (not value.is_floating_point() or bool(value.isfinite().all()))
+
+
+def _is_random_state(value: Any) -> bool:
+    try:
+        torch.Generator().set_state(value)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _is_actions(value: Any) -> bool:
+    return value is None or (_is_dense(value) and value.ndim >= 3)
+
+
+Form = Callable[[Any], bool]
+
+
+def _each(form: Form) -> Form:
+    """Lists and tuples of it."""
+    return lambda value: isinstance(value, list | tuple) and all(map(form, value))
+
+
+def _named(form: Form) -> Form:
+    """Dictionaries from names to it."""
+    return lambda value: (
+        isinstance(value, dict) and all(isinstance(name, str) for name in value) and all(map(form, value.values()))
+    )
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+FORM: dict[str, Any] = {
+    "config": _named(_anything),
+    "learner": {
+        "model": _named(_is_weights),
+        "algorithm": {"module": _named(_is_weights), "state": _named(_anything)},
+        "optimiser": {"name": lambda value: isinstance(value, str), "moments": _named(_is_weights)},
+        "steps": _is_count,
+        "updates": _is_count,
+    },
+    "reports": {
+        "games": _each(lambda game: _each(_is_number)(game) and len(game) == 2),
+        "env": _named(_each(_is_number)),
+        "episodes": _is_count,
+        "elapsed": lambda value: _is_number(value) and value >= 0,
+        "history": _each(lambda point: _each(_is_number)(point) and len(point) == 2),
+    },
+    "torch_rng": _is_random_state,
+    "resumes": lambda value: _is_count(value) and value < 1_000_000,
+    "restarts": _is_count,
+    "skipped_updates": _is_count,
+    # Not in all of them: of serial actors, and not in those of the first format.
+    "spaces?": {"observation": _named(_anything), "action": _named(_anything)},
+    "past?": {
+        "incarnation": _is_count,
+        "actions": _is_actions,
+        "checks": lambda value: _is_dense(value) and value.ndim == 1 and value.dtype == torch.int64,
+        "core_state": lambda value: value is None or _each(_is_weights)(value),
+    },
+    "source?": {"unlearned?": _each(_is_dense)},
+}
+
+
+def misfit(value: Any, form: Any = FORM, name: str = "") -> str | None:
+    """The name of the first part that is missing or not as it must be (`learner.steps`); None if all is well."""
+    if not isinstance(form, dict):
+        return None if form(value) else name
+    if not isinstance(value, dict):
+        return name or "all of it"
+    for key, inner in form.items():
+        part = key.removesuffix("?")
+        where = f"{name}.{part}".lstrip(".")
+        if part not in value:
+            if part == key:
+                return where
+        elif (found := misfit(value[part], inner, where)) is not None:
+            return found
+    return None

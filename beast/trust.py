@@ -1,0 +1,141 @@
+"""Who may name code: a file that somebody else made may not, unless its reader says so.
+
+A checkpoint holds tensors and settings, and some settings name code: an environment of the user's own, say. Built-in names
+do no harm. The others are followed if the reader typed the same, typed --trust, or made the file: checkpoints carry a
+signature of these settings, by a key that lies in the user's state folder and never leaves this machine. What the signature
+says is who chose the names, not what the modules hold that they lead to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_KEY_SIZE = 32  # bytes
+
+
+class KeyRefused(ValueError):
+    """The key may be known to others. The message is one line."""
+
+
+def _is_built_in_module(name: Any) -> bool:
+    return name is None or (isinstance(name, str) and (not name or name.isidentifier()))
+
+
+def _holds_numbers_only(value: Any) -> bool:
+    """Numbers name nothing. Strings may: ids and files that a registered environment opens."""
+    if isinstance(value, list | tuple):
+        return all(not isinstance(part, list | tuple) and _holds_numbers_only(part) for part in value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+NAMES_CODE: dict[str, Callable[[Any], bool]] = {
+    "env": lambda value: not isinstance(value, str) or ":" in value,  # an id without a colon must be registered already
+    "env_kwargs": lambda value: not isinstance(value, dict) or not all(map(_holds_numbers_only, value.values())),
+    "model": lambda value: not _is_built_in_module(value),
+    "algorithm": lambda value: not _is_built_in_module(value),
+    "trainer": lambda value: value not in ("monobeast", "polybeast"),
+    "wrapper": bool,
+    "callback": bool,
+}
+"""Every setting that may lead to code, and whether a value leads to any but the built-in. A new one goes here alone."""
+
+
+def code_in(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that name code which is not built in."""
+    return {
+        name: config[name] for name, names_code in NAMES_CODE.items() if name in config and names_code(config[name])
+    }
+
+
+def sign(config: dict[str, Any]) -> str | None:
+    """HMAC-SHA256, in hexadecimal digits, of the settings that may name code; None where there can be no key."""
+    try:
+        return _signature(config, _key(make=True))
+    except (OSError, KeyRefused, TypeError, ValueError, RecursionError):
+        return None  # a run does not need it
+
+
+def is_own(config: dict[str, Any], signature: Any) -> bool:
+    """Whether this user signed these settings on this machine.
+
+    Raises:
+        KeyRefused: if the key may be known to others.
+    """
+    try:
+        expected = _signature(config, _key(make=False))
+    except KeyRefused:
+        raise
+    except (OSError, TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(signature, str) and hmac.compare_digest(expected.encode(), signature.encode(errors="replace"))
+
+
+def _signature(config: dict[str, Any], key: bytes) -> str:
+    named = {name: config[name] for name in NAMES_CODE if name in config}  # so that older files stay valid
+    text = json.dumps(named, sort_keys=True, separators=(",", ":"))
+    return hmac.new(key, b"beast settings that name code\n" + text.encode(), hashlib.sha256).hexdigest()
+
+
+def _key_file() -> Path:
+    """Raises OSError if this user has no place for it."""
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(state_home):
+        return Path(state_home) / "beast" / "key"
+    home = Path(os.path.expanduser("~"))
+    if not home.is_dir():
+        raise FileNotFoundError(f"no home folder {home}")
+    return home / ".local" / "state" / "beast" / "key"
+
+
+def _key(make: bool) -> bytes:
+    """The key, made if there is none and `make` says so.
+
+    Raises:
+        KeyRefused: if others may know it, or it is no key.
+        OSError: if there is none.
+    """
+    path = _key_file()
+    if make and not os.path.lexists(path):
+        _make_key(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise KeyRefused(f"{path} is refused ({error.strerror}): remove it") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise KeyRefused(f"{path} is refused (it must be a file of yours that nobody else can read): remove it")
+        key = os.read(fd, _KEY_SIZE + 1)
+    finally:
+        os.close(fd)
+    if len(key) != _KEY_SIZE:
+        raise KeyRefused(f"{path} is refused (it is no key): remove it")
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Whole or not at all, and the one of whoever is first."""
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    temporary = path.with_name(f".key.{secrets.token_hex(8)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_SIZE))
+            file.flush()
+            os.fsync(fd)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
