@@ -18,7 +18,7 @@ class Leaking(Catch):
         self.kept = [np.ones(at_once * 131072)]
 
     def step(self, action):
-        self.kept.append(np.ones(1 << 14))  # 131 kB
+        self.kept.append(np.ones(1 << 16))  # half a megabyte
         return super().step(action)
 """
 FLAGS = [
