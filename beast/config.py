@@ -263,8 +263,10 @@ class RunConfig:
             )
 
 
-def is_name(xpid: str) -> bool:
+def is_name(xpid: Any) -> bool:
     """Whether a run may be called so: what is printed, typed and taken for a folder must not be taken for anything else."""
+    if not isinstance(xpid, str):
+        return False
     odd = not xpid.isprintable() or "/" in xpid or " " in xpid or xpid.startswith("-")
     return not odd and xpid not in ("", ".", "..", "latest", "auto")
 
