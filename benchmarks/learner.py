@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from beast.config import algorithm_module
-from beast.learner import Learner
+from beast.learner import Learner, Staged
 from beast.profile import blank_batch, time_learner
 from beast.system import keep_freed_memory, use_compute_threads
 from beast.task import settle
@@ -33,21 +33,27 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
     threads = torch.get_num_threads()
     use_compute_threads(1)
     flags = {"env": "PongNoFrameskip-v4", "model": model, "precision": precision, "batch_size": batch_size}
+    learner, staged = make(flags)
+    first = next(part for part in learner.model.modules() if isinstance(part, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, x: (x[0].contiguous(memory_format=LAYOUTS[layout]),))
+    time_learner(learner, staged, 0.0)  # warms up
+    microseconds = time_learner(learner, staged, seconds)
+    use_compute_threads(threads)
+    settings = {"model": model, "precision": precision, "batch_size": batch_size, "layout": layout}
+    return settings | {"device": str(learner.device), "us_per_step": microseconds, "sps": 1e6 / microseconds}
+
+
+def make(flags: dict[str, Any]) -> tuple[Learner, Staged]:
+    """A learner and a batch on its device, as run.py would have them with these flags."""
     config, task = settle(flags)
     network = task.model.build()
     spec = task.model.unroll_spec(network, task.observation, task.metric_names)
     learner = Learner(
         network, task.model.distribution(), algorithm_module(config.learner.algorithm).loss, config.loss,
         config.optimiser, task.observation, config.learner.total_steps, task.device, task.dtype,
+        config.learner.compile_model,
     )  # fmt: skip
-    first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
-    first.register_forward_pre_hook(lambda _, x: (x[0].contiguous(memory_format=LAYOUTS[layout]),))
-    staged = blank_batch(learner, spec, batch_size, config.actors.unroll_length)
-    time_learner(learner, staged, 0.0)  # warms up
-    microseconds = time_learner(learner, staged, seconds)
-    use_compute_threads(threads)
-    settings = {"model": model, "precision": precision, "batch_size": batch_size, "layout": layout}
-    return settings | {"device": str(task.device), "us_per_step": microseconds, "sps": 1e6 / microseconds}
+    return learner, blank_batch(learner, spec, config.learner.batch_size, config.actors.unroll_length)
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -1,0 +1,306 @@
+"""What the figures mean: what bounds what, and what to change first. Pure functions of what the parts have found.
+
+A *ceiling* is how many steps a second there would be if one thing alone limited them. The lowest ceiling of a run is its
+bound; without it the next one would hold, and the ratio of the two is what a cure is worth at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import permutations
+from typing import Any, NamedTuple
+
+Figures = dict[str, Any]
+
+BUSY = 0.6  # of its time: what is less busy than that bounds nothing
+SHARE = 0.3  # of an update: publishing counts as its bound from there
+WORTH = 1.05  # times faster: less is noise
+FULL_BATCH = 0.5  # of the environments that could wait at a time; below it a forward serves few
+
+CURES = {
+    "emulator": "nothing but the emulator: more cores, or less core time a step; all else can wait",
+    "actors' forwards": "let the GPU run them: --trainer polybeast",
+    "cores": "core time: the roles are named above, the largest first",
+    "inference batches": "larger batches for inference: --weights_sync step, fewer versions of the weights at a time",
+    "inference": "cheaper forwards: fewer launches, a CUDA graph",
+    "staging": "copies: gather straight into page-locked memory, send fewer bytes, another learner thread",
+    "learner launches": "fewer launches: compile forward and loss as one, one optimiser kernel, a CUDA graph of the step",
+    "learner waits": "no waiting for the device within an update, at the lines named",
+    "learner publishing": "publish beside the next update: copy on a stream of its own, announce from another thread",
+    "learner compute": "less computing: another layout, max-autotune, a larger batch",
+    "waiting": "more actors or processes: nothing is busy, everybody waits for somebody",
+}
+"""From a bound to what would lift it."""
+
+
+class Ceiling(NamedTuple):
+    """What one thing alone would allow."""
+
+    name: str
+    sps: float
+    why: str
+
+
+class Change(NamedTuple):
+    """Something to do."""
+
+    gain: float
+    """times as fast: measured, or at most"""
+    text: str
+
+
+class Verdict(NamedTuple):
+    """What is printed."""
+
+    bounds: list[str]
+    first: list[str]
+
+
+def verdict(parts: dict[str, Any]) -> Verdict:
+    """Lines on what bounds what, and what to change, the most worth first.
+
+    Args:
+        parts: from a part's name to what is known of it, `points` above all.
+    """
+    points = {name: part.get("points", {}) for name, part in parts.items()}
+    cores = points.get("machine", {}).get("machine", {}).get("cores") or 1
+    alone = [*points.get("learner", {}).values(), *points.get("compile", {}).values()]
+    alone = [point for point in alone if "update_ms" in point]
+    whole = [p for name in ("runs", "resnet", "compile") for p in points.get(name, {}).values() if "whole" in p]
+    bounds = list(_emulator(points.get("emulator", {})))
+    bounds += [f"learner alone, {title(point['flags'])}: {_update(point)}" for point in alone]
+    changes = [*_settings(whole), *_compiling(alone)]
+    for run in whole:
+        found = bound(run, alone, cores)
+        text = f"{run['whole']['sps']:,.0f} steps/s, bound by {found[0].name} ({found[0].why})"
+        bounds.append(f"whole run, {title(run['flags'])}: {text}")
+    for run in _fastest_of_each_model(whole):
+        ceilings = bound(run, alone, cores)
+        gain, until = worth(run, ceilings)
+        text = f"{CURES[ceilings[0].name]} ({title(run['flags'])}; at most, then {until} holds)"
+        changes.append(Change(gain, text))
+    if not whole:
+        changes += [Change(*cure) for cure in map(_alone_cure, alone) if cure[0] >= WORTH]
+    changes.sort(key=lambda change: -change.gain)
+    return Verdict(bounds, [f"x {change.gain:.2f}  {change.text}" for change in changes])
+
+
+def title(flags: Figures) -> str:
+    """A setting in words."""
+    words = [flags.get("model") or "the default model", "with an LSTM" if flags.get("use_lstm") else ""]
+    words += ["compiled" if flags.get("compile_model") else "", flags.get("trainer", "")]
+    words += [f"{flags['num_actors']} actors" if "num_actors" in flags else "", f"batch {flags.get('batch_size', 32)}"]
+    named = {"inference": "inference in a {}", "weights_sync": "weights_sync {}", "num_actor_processes": "{} processes"}
+    words += [text.format(flags[name]) for name, text in named.items() if name in flags]
+    return ", ".join(filter(None, words))
+
+
+# -- the learner alone ------------------------------------------------------------------------------------------------
+
+
+def kind_of(point: Figures) -> str:
+    """What an update's time is spent on: the bound's name."""
+    update, published, device = point["update_ms"], point["published_ms"], point["device_ms"]
+    if published - update >= SHARE * published:
+        return "learner publishing"
+    if device is None or device >= (1 - SHARE) * update:
+        return "learner compute"
+    return "learner waits" if point["hidden_waits"] or sum(point["host_waits"].values()) else "learner launches"
+
+
+def without(point: Figures) -> float:
+    """Milliseconds of an update and its publication if what bounds it were gone."""
+    update, published, device = point["update_ms"], point["published_ms"], point["device_ms"]
+    kind = kind_of(point)
+    if kind == "learner publishing":
+        return float(update)
+    return float(published if kind == "learner compute" else published - update + device)
+
+
+def _update(point: Figures) -> str:
+    launched = f", {point['launches']:.0f} launches in {point['host_ms']:.2f} of the host" if point["launches"] else ""
+    device = f", the device works {point['device_ms']:.2f} of them" if point["device_ms"] is not None else ""
+    places = f", waits at {', '.join(point['hidden_waits'])}" if point["hidden_waits"] else ""
+    return (
+        f"{point['sps']:,.0f} steps/s, bound by {kind_of(point).removeprefix('learner ')} ({point['update_ms']:.2f} ms "
+        f"an update{device}{launched}; {point['published_ms']:.2f} with publishing; {point['copy_ms']:.2f} to copy "
+        f"{point['copy_mb']:.0f} MB{places})"
+    )
+
+
+def _alone_cure(point: Figures) -> tuple[float, str]:
+    text = f"{CURES[kind_of(point)]} (learner alone, {title(point['flags'])}; at most)"
+    return point["published_ms"] / without(point), text
+
+
+def _compiling(alone: list[Figures]) -> Iterator[Change]:
+    """Compiled updates against those that are not."""
+    plain = {_key(point["flags"]): point for point in alone if not point["flags"].get("compile_model")}
+    for point in alone:
+        other = plain.get(_key(point["flags"]))
+        if point["flags"].get("compile_model") and other:
+            gain = other["published_ms"] / point["published_ms"]
+            if gain >= WORTH:
+                text = f"--compile_model (learner alone, {title(other['flags'])}; {point['first_ms'] / 1e3:.0f} s to compile)"
+                yield Change(gain, text)
+
+
+def _key(flags: Figures) -> tuple[Any, ...]:
+    """What an update's time depends on."""
+    return (
+        flags.get("env"),
+        flags.get("model", "atari_shallow"),
+        flags.get("use_lstm", False),
+        flags.get("batch_size", 32),
+    )
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def ceilings(run: Figures, cores: int) -> list[Ceiling]:
+    """What each part of a run would allow by itself, the lowest first, from the times of that very run."""
+    flags, whole = run["flags"], run["whole"]
+    acting, learning, used = whole["worker_us"], whole["learner_us"], whole["cpu_us"]
+    poly = flags["trainer"] == "polybeast"
+    hosts = min(flags.get("num_actor_processes") or cores, flags["num_actors"])
+    stepping = acting["environment"] + acting["store"]
+    worker = stepping if poly else stepping + acting["inference"]
+    actors = "emulator" if poly or stepping >= acting["inference"] else "actors' forwards"
+    largest = max(used, key=lambda role: used[role])
+    shares = ", ".join(f"{role} {used[role]:.0f}" for role in sorted(used, key=lambda role: -used[role]))
+    on_cores = (
+        actors if largest in ("actor", "env worker") and used[largest] >= SHARE * 2 * sum(used.values()) else "cores"
+    )
+    lock = learning["learn"] + learning["publish"]
+    thread = lock + learning["batch"] + learning["copy"]
+    threads = run["learner_threads"]
+    found = [
+        Ceiling(actors, _per_second(hosts, worker), f"{worker:.0f} us of a process a step, {hosts} processes"),
+        Ceiling(on_cores, _per_second(cores, sum(used.values())), f"us of core time a step: {shares}; {cores} cores"),
+        Ceiling("learner", _per_second(1, lock), f"{lock:.1f} us a step under its lock"),
+        Ceiling(
+            "staging", _per_second(threads, thread), f"{thread:.1f} us of a learner thread a step, {threads} threads"
+        ),
+    ]
+    if poly:
+        batches = whole["inference"]
+        # Of two groups a worker has, one steps while the other waits.
+        waiting = flags["num_actors"] / 2 if run["device"] != "cpu" else flags["num_actors"] / hosts
+        name = "inference" if batches["batch_size_mean"] >= FULL_BATCH * waiting else "inference batches"
+        why = (
+            f"a forward of {batches['forward_ms']:.2f} ms serves {batches['batch_size_mean']:.1f} of the {waiting:.0f} "
+            f"environments that could wait"
+        )
+        found.append(Ceiling(name, _per_second(1, acting["inference"]), why))
+    return sorted(found, key=lambda ceiling: ceiling.sps)
+
+
+def _per_second(hands: int, microseconds: float) -> float:
+    return hands * 1e6 / max(microseconds, 1e-3)
+
+
+def bound(run: Figures, alone: list[Figures], cores: int) -> list[Ceiling]:
+    """The ceilings of a run with its bound in front: the learner's by what its update alone is spent on."""
+    found = [_in_detail(ceiling, run, alone) for ceiling in ceilings(run, cores)]
+    busy = run["whole"]["sps"] / found[0].sps
+    if busy >= BUSY:
+        first = found[0]
+        return [first._replace(why=f"busy {100 * min(busy, 1):.0f} % of the time: {first.why}"), *found[1:]]
+    why = f"nothing is busy for more than {100 * busy:.0f} % of the time, {found[0].name} the most"
+    return [Ceiling("waiting", run["whole"]["sps"], why), *found]
+
+
+def _in_detail(ceiling: Ceiling, run: Figures, alone: list[Figures]) -> Ceiling:
+    if ceiling.name != "learner":
+        return ceiling
+    point = _alone_of(run, alone)
+    return ceiling._replace(name=kind_of(point) if point else "learner compute")
+
+
+def _alone_of(run: Figures, alone: list[Figures]) -> Figures | None:
+    """The learner alone with a run's model and batch size."""
+    wanted = _key(run["flags"])
+    compiled = run["flags"].get("compile_model", False)
+    same = (p for p in alone if _key(p["flags"]) == wanted and p["flags"].get("compile_model", False) == compiled)
+    return next(same, None)
+
+
+def worth(run: Figures, found: list[Ceiling]) -> tuple[float, str]:
+    """How many times as fast a run could be without its bound, and what would hold it then."""
+    others = [ceiling for ceiling in found[1:] if ceiling.name != found[0].name]
+    following = others[0] if others else found[0]
+    return max(1.0, following.sps / found[0].sps), following.name
+
+
+def _settings(whole: list[Figures]) -> Iterator[Change]:
+    """For each change of a single flag that two runs differ by, the fastest run that it leads to."""
+    best: dict[tuple[str, Any, Any], tuple[float, Change]] = {}
+    for before, after in permutations(whole, 2):
+        keys = {*before["flags"], *after["flags"]}
+        changed = [key for key in keys if before["flags"].get(key) != after["flags"].get(key)]
+        gain = after["whole"]["sps"] / before["whole"]["sps"]
+        if len(changed) != 1 or gain < WORTH or changed[0] in ("model", "env"):
+            continue
+        old, new = before["flags"].get(changed[0], "the default"), after["flags"].get(changed[0], "the default")
+        learns = "; it changes learning too" if changed[0] in ("num_actors", "batch_size") else ""
+        text = f"--{changed[0]} {new} instead of {old} ({title(before['flags'])}; measured{learns})"
+        key, sps = (changed[0], old, new), after["whole"]["sps"]
+        if key not in best or best[key][0] < sps:
+            best[key] = sps, Change(gain, text)
+    yield from (change for _, change in best.values())
+
+
+def _fastest_of_each_model(whole: list[Figures]) -> list[Figures]:
+    fastest: dict[Any, Figures] = {}
+    for run in whole:
+        model = run["flags"].get("model")
+        if model not in fastest or run["whole"]["sps"] > fastest[model]["whole"]["sps"]:
+            fastest[model] = run
+    return list(fastest.values())
+
+
+# -- a line for each point --------------------------------------------------------------------------------------------
+
+
+def _emulator(points: dict[str, Figures]) -> Iterator[str]:
+    one, every = points.get("one core"), points.get("all cores")
+    if one and every:
+        scale = every["sps"] / one["sps"]
+        yield (
+            f"emulator alone: {every['sps']:,.0f} steps/s on {every['processes']} cores at once, which is "
+            f"{scale:.1f} times one core's {one['sps']:,.0f}: no run can be faster"
+        )
+
+
+def headline(part: str, figures: Figures) -> str:
+    """The few numbers of a point that are printed as soon as it is measured."""
+    if "whole" in figures:
+        whole, batches = figures["whole"], figures["whole"]["inference"]
+        served = f", {batches['batch_size_mean']:.1f} environments a forward" if batches else ""
+        gpu = f", GPU busy {figures['gpu']['busy_percent']['median']:.0f} %" if figures["gpu"] else ""
+        return f"{whole['sps']:,.0f} steps/s, first update after {whole['first_update_s']:.1f} s{served}{gpu}"
+    if "update_ms" in figures:
+        return _update(figures)
+    if "outcome" in figures:
+        return f"{figures['outcome']} in {figures['seconds']:.1f} s" + (f": {figures['why']}" if figures["why"] else "")
+    if "curve" in figures:
+        return _race(figures)
+    if "threads_per_core" in figures:
+        gpu = figures["gpu"] or "no GPU"
+        more = f", cuDNN {figures['cudnn']}, driver {figures['nvidia_smi'].get('driver_version', 'unknown')}"
+        return (
+            f"{figures['cpu']}, {figures['cores']} cores ({figures['threads_per_core'] or 'unknown'} threads per core), "
+            f"torch {figures['torch']}; {gpu}{more if figures['gpu'] else ''}"
+        )
+    return ", ".join(f"{key} {value:,.4g}" for key, value in figures.items() if isinstance(value, (int, float)))
+
+
+def _race(figures: Figures) -> str:
+    last = figures["at_end"] or {}
+    ended = "" if figures["ended_cleanly"] else "; it had to be killed"
+    if found := figures["reached"]:
+        return f"return {figures['level']:g} after {found['seconds']:.0f} s and {found['steps']:,.0f} steps{ended}"
+    known = f"{last['return']:.2f}" if "return" in last else "unknown"
+    steps = last.get("steps", 0)
+    return f"return {known} when it was cut after {figures['trained_s']:.0f} s and {steps:,.0f} steps{ended}"
