@@ -24,6 +24,9 @@ from benchmarks.gpu.verdict import headline, verdict
 SAME = ("cpu", "cores", "gpu", "torch", "git_commit")  # of which figures belong together
 
 
+NO_GPU = "no GPU here: everything is small, to show that the command works; its figures mean nothing"
+
+
 class Refused(RuntimeError):
     """It cannot go on; the message is one line."""
 
@@ -91,7 +94,7 @@ def _measure(results: Results, end: float, parts: list[Part], arguments: list[st
     }
     results.all["started"] = [*results.all.get("started", []), started]
     if not on_gpu:
-        print("no GPU here: everything is small, to show that the command works; its figures mean nothing", flush=True)
+        print(NO_GPU, flush=True)
     parts = [part for part in parts if part.name != "machine"]
     todo = order(parts, results)
     if known := [part.name for part in parts if part not in todo]:
@@ -172,7 +175,13 @@ def show(results: Results, names: list[str]) -> int:
         _print(
             f"  {name:<10}{part['state']:<12}{part['seconds']:5.0f} s  {'; '.join(filter(None, [said, late]))}".rstrip()
         )
+        for test, point in part["points"].items():
+            if point.get("outcome") == "failed":
+                _print(f"      {test}: {point['why']}")
     races = parts.get("pong", {}).get("points", {})
+    machine = parts.get("machine", {}).get("points", {}).get("machine")
+    if machine and not machine["gpu"]:
+        print(f"\n{NO_GPU}")
     print("\nWhat bounds what")
     for line in found.bounds or ["nothing is known yet"]:
         _print(f"  {line}")

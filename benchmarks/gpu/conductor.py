@@ -80,8 +80,8 @@ def order(parts: Sequence[Part], results: Results) -> list[Part]:
 def limit(parts: Sequence[Part], least: Callable[[Part], float], left: float) -> float:
     """Seconds for the first of the parts that are still to do: its share of what is left; 0 if that is not enough."""
     first = parts[0]
-    seconds = max(least(first), left * first.share / sum(part.share for part in parts))
-    return seconds if seconds <= left else 0.0
+    share = left * first.share / sum(part.share for part in parts)
+    return min(left, max(least(first), share)) if least(first) <= left else 0.0
 
 
 def conduct(
@@ -158,10 +158,9 @@ def _watch(
             for line in lines:
                 take(json.loads(line))
     finally:
-        process.kill()
+        kill_all_but(others)  # it, and what it started: found together, as long as it is there
         with suppress(subprocess.TimeoutExpired):
-            process.wait(5.0)
-        kill_all_but(others)
+            process.wait(0.1)
         process.stdout.close()
     if not in_time:
         return f"cut at its limit of {request['seconds'] + GRACE:.0f} s", False

@@ -136,8 +136,8 @@ def _alone(session: Session, settings: list[dict[str, Any]]) -> None:
 def runs(session: Session) -> None:
     """Steps a second of both beasts: actors, batch size, where inference runs, when weights change."""
     if not session.on_gpu:
-        step = {"inference": "thread", "weights_sync": "step"}
-        _profiles(session, [SMALL, SMALL | step, SMALL | {"trainer": "monobeast"}])
+        step = {"inference": "thread", "weights_sync": "step"}  # the other way is how `resnet` runs
+        _profiles(session, [SMALL | step, SMALL | {"trainer": "monobeast"}])
         return
     mono, step, thread = {"trainer": "monobeast"}, {"weights_sync": "step"}, {"inference": "thread"}
     cores = len(os.sched_getaffinity(0))

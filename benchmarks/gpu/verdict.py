@@ -75,10 +75,7 @@ def verdict(parts: dict[str, Any]) -> Verdict:
         text = f"{run['whole']['sps']:,.0f} steps/s, bound by {found[0].name} ({found[0].why})"
         bounds.append(f"whole run, {title(run['flags'])}: {text}")
     for run in _fastest_of_each_model(whole):
-        ceilings = bound(run, alone, cores)
-        gain, until = worth(run, ceilings)
-        text = f"{CURES[ceilings[0].name]} ({title(run['flags'])}; at most, then {until} holds)"
-        changes.append(Change(gain, text))
+        changes += worth(run, bound(run, alone, cores))
     if not whole:
         changes += [Change(*cure) for cure in map(_alone_cure, alone) if cure[0] >= WORTH]
     changes.sort(key=lambda change: -change.gain)
@@ -90,7 +87,11 @@ def title(flags: Figures) -> str:
     words = [flags.get("model") or "the default model", "with an LSTM" if flags.get("use_lstm") else ""]
     words += ["compiled" if flags.get("compile_model") else "", flags.get("trainer", "")]
     words += [f"{flags['num_actors']} actors" if "num_actors" in flags else "", f"batch {flags.get('batch_size', 32)}"]
-    named = {"inference": "inference in a {}", "weights_sync": "weights_sync {}", "num_actor_processes": "{} processes"}
+    named = {
+        "inference": "inference in a {}",
+        "weights_sync": "weights_sync {}",
+        "num_actor_processes": "processes: {}",
+    }
     words += [text.format(flags[name]) for name, text in named.items() if name in flags]
     return ", ".join(filter(None, words))
 
@@ -119,12 +120,13 @@ def without(point: Figures) -> float:
 
 def _update(point: Figures) -> str:
     launched = f", {point['launches']:.0f} launches in {point['host_ms']:.2f} of the host" if point["launches"] else ""
-    device = f", the device works {point['device_ms']:.2f} of them" if point["device_ms"] is not None else ""
+    on_gpu = point["device_ms"] is not None
+    device = f", the device works {point['device_ms']:.2f} of them" if on_gpu else ""
+    copied = f"; {point['copy_ms']:.2f} to copy {point['copy_mb']:.0f} MB" if on_gpu else ""
     places = f", waits at {', '.join(point['hidden_waits'])}" if point["hidden_waits"] else ""
     return (
         f"{point['sps']:,.0f} steps/s, bound by {kind_of(point).removeprefix('learner ')} ({point['update_ms']:.2f} ms "
-        f"an update{device}{launched}; {point['published_ms']:.2f} with publishing; {point['copy_ms']:.2f} to copy "
-        f"{point['copy_mb']:.0f} MB{places})"
+        f"an update{device}{launched}; {point['published_ms']:.2f} with publishing{copied}{places})"
     )
 
 
@@ -172,19 +174,16 @@ def ceilings(run: Figures, cores: int) -> list[Ceiling]:
     on_cores = (
         actors if largest in ("actor", "env worker") and used[largest] >= SHARE * 2 * sum(used.values()) else "cores"
     )
-    lock = learning["learn"] + learning["publish"]
-    thread = lock + learning["batch"] + learning["copy"]
+    lock, beside = learning["learn"] + learning["publish"], learning["batch"] + learning["copy"]
     threads = run["learner_threads"]
+    staging = "staging" if beside > lock else "learner"
     found = [
-        Ceiling(actors, _per_second(hosts, worker), f"{worker:.0f} us of a process a step, {hosts} processes"),
+        Ceiling(actors, _per_second(hosts, worker), f"{worker:.0f} us a step of each process; processes: {hosts}"),
         Ceiling(on_cores, _per_second(cores, sum(used.values())), f"us of core time a step: {shares}; {cores} cores"),
         Ceiling("learner", _per_second(1, lock), f"{lock:.1f} us a step under its lock"),
-        Ceiling(
-            "staging", _per_second(threads, thread), f"{thread:.1f} us of a learner thread a step, {threads} threads"
-        ),
+        Ceiling(staging, _per_second(threads, lock + beside), f"{lock + beside:.1f} us a step of a learner thread"),
     ]
-    if poly:
-        batches = whole["inference"]
+    if poly and (batches := whole["inference"]):
         # Of two groups a worker has, one steps while the other waits.
         waiting = flags["num_actors"] / 2 if run["device"] != "cpu" else flags["num_actors"] / hosts
         name = "inference" if batches["batch_size_mean"] >= FULL_BATCH * waiting else "inference batches"
@@ -226,11 +225,14 @@ def _alone_of(run: Figures, alone: list[Figures]) -> Figures | None:
     return next(same, None)
 
 
-def worth(run: Figures, found: list[Ceiling]) -> tuple[float, str]:
-    """How many times as fast a run could be without its bound, and what would hold it then."""
-    others = [ceiling for ceiling in found[1:] if ceiling.name != found[0].name]
-    following = others[0] if others else found[0]
-    return max(1.0, following.sps / found[0].sps), following.name
+def worth(run: Figures, found: list[Ceiling]) -> Iterator[Change]:
+    """What a run would gain without its bound, and without what is as low; nothing if that is all there is."""
+    lowest = [ceiling.name for ceiling in found if ceiling.sps < WORTH * found[0].sps]
+    following = [ceiling for ceiling in found if ceiling.name not in lowest]
+    if following:
+        cures = "; and ".join(CURES[name] for name in dict.fromkeys(lowest))
+        text = f"{cures} ({title(run['flags'])}; at most, then {following[0].name} holds)"
+        yield Change(following[0].sps / found[0].sps, text)
 
 
 def _settings(whole: list[Figures]) -> Iterator[Change]:
@@ -290,7 +292,7 @@ def headline(part: str, figures: Figures) -> str:
         gpu = figures["gpu"] or "no GPU"
         more = f", cuDNN {figures['cudnn']}, driver {figures['nvidia_smi'].get('driver_version', 'unknown')}"
         return (
-            f"{figures['cpu']}, {figures['cores']} cores ({figures['threads_per_core'] or 'unknown'} threads per core), "
+            f"{figures['cpu']}, {figures['cores']} cores (threads per core: {figures['threads_per_core'] or 'unknown'}), "
             f"torch {figures['torch']}; {gpu}{more if figures['gpu'] else ''}"
         )
     return ", ".join(f"{key} {value:,.4g}" for key, value in figures.items() if isinstance(value, (int, float)))
