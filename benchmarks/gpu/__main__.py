@@ -11,7 +11,6 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,9 @@ def _measure(results: Results, end: float, parts: list[Part], arguments: list[st
         part = todo[0]
         if seconds := limit(todo, least, end - time.monotonic()):
             _print(f"{part.name} ({seconds:.0f} s at most)")
-            conduct(part, seconds, on_gpu, results, _teller(part.name))
+            conduct(part, seconds, on_gpu, results, _tell)
+            if why := results.part(part.name)["why"]:
+                _print(f"    {why}")
         else:
             left = max(0.0, end - time.monotonic())
             results.part(part.name)["state"] = "left out"
@@ -125,16 +126,16 @@ def _look_at_machine(results: Results, end: float) -> bool:
     part = PARTS[0]
     before = results.part(part.name)
     known = dict(before["points"])
-    before["points"] = {}  # measured afresh
+    before["unfinished"] = list(known)  # measured afresh, and kept until then
     seconds = min(part.least, end - time.monotonic())
     _print(f"{part.name} ({seconds:.0f} s at most)")
-    conduct(part, seconds, False, results, _teller(part.name))
+    conduct(part, seconds, False, results, _tell)
     found = results.part(part.name)
     now = found["points"].get("machine")
-    if now is None:
+    if now is None or "machine" in found["unfinished"]:
         raise Refused(f"nothing can be measured: {found['why'] or 'the machine said nothing'}; see {results.log.name}")
-    then = known.get("machine", now)
-    if changed := [key for key in SAME if then.get(key) != now.get(key)]:
+    then = results.all.setdefault("of", {key: now[key] for key in SAME})
+    if changed := [key for key in SAME if then[key] != now[key]]:
         found["points"] = known
         results.write()
         raise Refused(
@@ -143,60 +144,60 @@ def _look_at_machine(results: Results, end: float) -> bool:
     return now["gpu"] is not None
 
 
-def _teller(part: str) -> Callable[[str, dict[str, Any]], None]:
-    """A function that prints what became of a point; of tests that are as they should be there are too many."""
-
-    def tell(point: str, line: dict[str, Any]) -> None:
-        if line.get("figures", {}).get("outcome") in ("passed", "skipped"):
-            return
-        if "figures" in line:
-            text = headline(part, line["figures"])
-        else:
-            text = f"failed: {line['failed']}" if "failed" in line else "left out: no time"
-        _print(f"    {point}: {text}")
-
-    return tell
+def _tell(point: str, line: dict[str, Any]) -> None:
+    """Print what became of a point; of tests that are as they should be there are too many."""
+    if line.get("figures", {}).get("outcome") in ("passed", "skipped"):
+        return
+    if "figures" in line:
+        text = headline(line["figures"])
+    else:
+        text = f"failed: {line['failed']}" if "failed" in line else "left out: no time"
+    _print(f"    {point}: {text}")
 
 
 def show(results: Results, names: list[str]) -> int:
     """Print what is there and what it means; returns 1 if a part failed."""
     parts = results.all["parts"]
     found = verdict(parts)
-    results.all["bounds"], results.all["change_first"] = found
+    results.all["bounds"] = [row._asdict() for row in found.rows]
+    results.all["change_first"] = [change._asdict() for change in found.changes]
     results.write()
-    failed = [name for name in names if parts.get(name, {}).get("state") in ("failed", "cut")]
     print("\nParts")
     for name in names:
-        part = results.part(name)
-        outcomes = [point["outcome"] for point in part["points"].values() if "outcome" in point]
-        counted = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted({*outcomes}))
-        said = "; ".join(filter(None, [part["why"], counted, *(f"{k}: {v}" for k, v in part["failed"].items())]))
-        late = f"no time for {', '.join(part['left_out'])}" if part["left_out"] else ""
-        _print(
-            f"  {name:<10}{part['state']:<12}{part['seconds']:5.0f} s  {'; '.join(filter(None, [said, late]))}".rstrip()
-        )
-        for test, point in part["points"].items():
-            if point.get("outcome") == "failed":
-                _print(f"      {test}: {point['why']}")
-    races = parts.get("pong", {}).get("points", {})
+        _show_part(name, results.part(name))
     machine = parts.get("machine", {}).get("points", {}).get("machine")
     if machine and not machine["gpu"]:
         print(f"\n{NO_GPU}")
     print("\nWhat bounds what")
-    for line in found.bounds or ["nothing is known yet"]:
-        _print(f"  {line}")
-    for name, race in races.items():
-        _print(f"  learning, {name}: {headline('pong', race)}")
-    print("\nWhat to change first (times as fast: measured, or at most)")
-    for line in found.first or ["nothing that these figures show"]:
-        _print(f"  {line}")
+    for row in found.rows:
+        _print(f"  {row.sps:>9,.0f} steps/s  {row.bound:<18}  ", f"{row.what}: {row.why}")
+    for name, race in parts.get("pong", {}).get("points", {}).items():
+        _print(f"  learning, {name}: ", headline(race))
+    print("\nWhat to change first (times as fast)")
+    for change in found.changes:
+        _print(f"  x {change.gain:<6.2f}{change.of:<15}", change.text)
+    if not found.changes:
+        print("  nothing that these figures show")
     print(f"\nfigures: {results.file}; all that was printed: {results.log.name}")
-    return 1 if failed else 0
+    return int(any(results.part(name)["state"] in ("failed", "cut") for name in names))
 
 
-def _print(text: str) -> None:
-    indent = " " * (len(text) - len(text.lstrip()) + 4)
-    print(textwrap.fill(text, 120, subsequent_indent=indent, drop_whitespace=True), flush=True)
+def _show_part(name: str, part: dict[str, Any]) -> None:
+    points = part["points"]
+    outcomes = [point["outcome"] for point in points.values() if "outcome" in point]
+    said = [part["why"], ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted({*outcomes}))]
+    said += [f"{point}: {why}" for point, why in part["failed"].items()]
+    said += [f"no time for {', '.join(part['left_out'])}"] if part["left_out"] else []
+    _print(f"  {name:<10}{part['state']:<12}{part['seconds']:5.0f} s  ", "; ".join(filter(None, said)))
+    for test, point in points.items():
+        if point.get("outcome") == "failed":
+            _print(" " * 10, f"{test}: {point['why']}")
+
+
+def _print(start: str, text: str = "") -> None:
+    """A paragraph whose further lines are indented as far as the text on its first, or by a little where all is text."""
+    indent = " " * (len(start) if text else 8)
+    print(textwrap.fill(start + text, 120, subsequent_indent=indent, break_on_hyphens=False), flush=True)
 
 
 def _refuse(message: str) -> int:

@@ -79,6 +79,8 @@ def measure(flags: dict[str, Any], seconds: float) -> Figures:
     """
     keep_freed_memory()
     use_compute_threads(1)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     subject = Subject(flags)
     began = time.perf_counter()
     subject.update()

@@ -91,12 +91,20 @@ def costs(device: str, seconds: float) -> Figures:
         tiny.add_(1.0)
         wait()
 
+    def to_device() -> None:
+        there.copy_(host, non_blocking=True)
+        wait()
+
+    def from_device() -> None:
+        host.copy_(there, non_blocking=True)
+        wait()
+
     gigabytes = host.numel() / 1e9
     return {
         "launch_us": _time(launch, wait, seconds) / 100 * 1e6,
         "wait_us": _time(launch_and_wait, wait, seconds) * 1e6,
-        "to_device_gb_s": gigabytes / _time(lambda: there.copy_(host, non_blocking=True), wait, seconds),
-        "from_device_gb_s": gigabytes / _time(lambda: host.copy_(there, non_blocking=True), wait, seconds),
+        "to_device_gb_s": gigabytes / _time(to_device, wait, seconds),
+        "from_device_gb_s": gigabytes / _time(from_device, wait, seconds),
     }
 
 

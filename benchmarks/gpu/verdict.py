@@ -6,7 +6,7 @@ bound; without it the next one would hold, and the ratio of the two is what a cu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ Figures = dict[str, Any]
 
 BUSY = 0.6  # of its time: what is less busy than that bounds nothing
 SHARE = 0.3  # of an update: publishing counts as its bound from there
-WORTH = 1.05  # times faster: less is noise
+WORTH = 1.05  # times as fast: less is noise
 FULL_BATCH = 0.5  # of the environments that could wait at a time; below it a forward serves few
 
 CURES = {
@@ -32,6 +32,12 @@ CURES = {
 }
 """From a bound to what would lift it."""
 
+DEFAULTS = {"trainer": "monobeast", "num_actors": 48, "batch_size": 32}
+"""Of the flags that every run names; whichever another one names is not at its default."""
+
+
+WHOLE, ALONE = "whole run", "learner alone"
+
 
 class Ceiling(NamedTuple):
     """What one thing alone would allow."""
@@ -41,52 +47,59 @@ class Ceiling(NamedTuple):
     why: str
 
 
+class Row(NamedTuple):
+    """What something came to."""
+
+    what: str
+    sps: float
+    bound: str
+    why: str
+
+
 class Change(NamedTuple):
     """Something to do."""
 
     gain: float
-    """times as fast: measured, or at most"""
+    """times as fast"""
+    of: str
+    """the whole run, or the learner alone, which shows in a run once that is bound by it"""
     text: str
 
 
 class Verdict(NamedTuple):
     """What is printed."""
 
-    bounds: list[str]
-    first: list[str]
+    rows: list[Row]
+    changes: list[Change]
 
 
 def verdict(parts: dict[str, Any]) -> Verdict:
-    """Lines on what bounds what, and what to change, the most worth first.
+    """What bounds what, and what to change: the whole run first, the most worth first.
 
     Args:
         parts: from a part's name to what is known of it, `points` above all.
     """
     points = {name: part.get("points", {}) for name, part in parts.items()}
     cores = points.get("machine", {}).get("machine", {}).get("cores") or 1
-    alone = [*points.get("learner", {}).values(), *points.get("compile", {}).values()]
-    alone = [point for point in alone if "update_ms" in point]
+    alone = [p for name in ("learner", "compile") for p in points.get(name, {}).values() if "update_ms" in p]
     whole = [p for name in ("runs", "resnet", "compile") for p in points.get(name, {}).values() if "whole" in p]
-    bounds = list(_emulator(points.get("emulator", {})))
-    bounds += [f"learner alone, {title(point['flags'])}: {_update(point)}" for point in alone]
-    changes = [*_settings(whole), *_compiling(alone)]
+    rows = [*_emulator(points.get("emulator", {})), *map(_update_row, alone)]
+    changes = [*_settings(whole), *_compiling(alone), *_updates(alone)]
     for run in whole:
-        found = bound(run, alone, cores)
-        text = f"{run['whole']['sps']:,.0f} steps/s, bound by {found[0].name} ({found[0].why})"
-        bounds.append(f"whole run, {title(run['flags'])}: {text}")
+        first = bound(run, alone, cores)[0]
+        rows.append(Row(title(run["flags"]), run["whole"]["sps"], first.name, first.why))
     for run in _fastest_of_each_model(whole):
         changes += worth(run, bound(run, alone, cores))
-    if not whole:
-        changes += [Change(*cure) for cure in map(_alone_cure, alone) if cure[0] >= WORTH]
-    changes.sort(key=lambda change: -change.gain)
-    return Verdict(bounds, [f"x {change.gain:.2f}  {change.text}" for change in changes])
+    return Verdict(rows, sorted(changes, key=lambda change: (change.of != WHOLE, -change.gain)))
 
 
 def title(flags: Figures) -> str:
     """A setting in words."""
-    words = [flags.get("model") or "the default model", "with an LSTM" if flags.get("use_lstm") else ""]
-    words += ["compiled" if flags.get("compile_model") else "", flags.get("trainer", "")]
-    words += [f"{flags['num_actors']} actors" if "num_actors" in flags else "", f"batch {flags.get('batch_size', 32)}"]
+    words = [flags.get("model", ""), "with an LSTM" if flags.get("use_lstm") else ""]
+    words += ["compiled" if flags.get("compile_model") else ""]
+    if "num_actors" in flags:
+        words += [flags["trainer"], f"{flags['num_actors']} actors"]
+    words += [f"batch {flags['batch_size']}"]
     named = {
         "inference": "inference in a {}",
         "weights_sync": "weights_sync {}",
@@ -110,7 +123,7 @@ def kind_of(point: Figures) -> str:
 
 
 def without(point: Figures) -> float:
-    """Milliseconds of an update and its publication if what bounds it were gone."""
+    """Milliseconds of an update and its publication if what bounds it were gone; computing stays as it is."""
     update, published, device = point["update_ms"], point["published_ms"], point["device_ms"]
     kind = kind_of(point)
     if kind == "learner publishing":
@@ -118,21 +131,33 @@ def without(point: Figures) -> float:
     return float(published if kind == "learner compute" else published - update + device)
 
 
+def _update_row(point: Figures) -> Row:
+    kind = kind_of(point).removeprefix("learner ")
+    return Row(f"learner alone, {title(point['flags'])}", point["sps"], kind, _update(point))
+
+
 def _update(point: Figures) -> str:
-    launched = f", {point['launches']:.0f} launches in {point['host_ms']:.2f} of the host" if point["launches"] else ""
-    on_gpu = point["device_ms"] is not None
-    device = f", the device works {point['device_ms']:.2f} of them" if on_gpu else ""
-    copied = f"; {point['copy_ms']:.2f} to copy {point['copy_mb']:.0f} MB" if on_gpu else ""
-    places = f", waits at {', '.join(point['hidden_waits'])}" if point["hidden_waits"] else ""
-    return (
-        f"{point['sps']:,.0f} steps/s, bound by {kind_of(point).removeprefix('learner ')} ({point['update_ms']:.2f} ms "
-        f"an update{device}{launched}; {point['published_ms']:.2f} with publishing{copied}{places})"
-    )
+    """An update's figures in words; of a GPU only where there is one."""
+    words = [f"{point['update_ms']:.2f} ms an update"]
+    if point["device_ms"] is not None:
+        words += [
+            f"the device works {point['device_ms']:.2f} of them",
+            f"the host needs {point['host_ms']:.2f} for {point['launches']:.0f} launches",
+            f"{point['copy_ms']:.2f} to copy {point['copy_mb']:.0f} MB",
+        ]
+    words += [f"{point['published_ms']:.2f} with publishing"]
+    words += [f"waits at {place}" for place in point["hidden_waits"]]
+    return ", ".join(words)
 
 
-def _alone_cure(point: Figures) -> tuple[float, str]:
-    text = f"{CURES[kind_of(point)]} (learner alone, {title(point['flags'])}; at most)"
-    return point["published_ms"] / without(point), text
+def _updates(alone: list[Figures]) -> Iterator[Change]:
+    """For each model and bound the update that would gain most."""
+    best: dict[tuple[Any, str], Change] = {}
+    for point in alone:
+        key, gain = (point["flags"].get("model"), kind_of(point)), point["published_ms"] / without(point)
+        if gain >= WORTH and (key not in best or gain > best[key].gain):
+            best[key] = Change(gain, ALONE, f"{CURES[key[1]]} ({title(point['flags'])}; at most)")
+    yield from best.values()
 
 
 def _compiling(alone: list[Figures]) -> Iterator[Change]:
@@ -140,21 +165,14 @@ def _compiling(alone: list[Figures]) -> Iterator[Change]:
     plain = {_key(point["flags"]): point for point in alone if not point["flags"].get("compile_model")}
     for point in alone:
         other = plain.get(_key(point["flags"]))
-        if point["flags"].get("compile_model") and other:
-            gain = other["published_ms"] / point["published_ms"]
-            if gain >= WORTH:
-                text = f"--compile_model (learner alone, {title(other['flags'])}; {point['first_ms'] / 1e3:.0f} s to compile)"
-                yield Change(gain, text)
+        if point["flags"].get("compile_model") and other and other["published_ms"] >= WORTH * point["published_ms"]:
+            text = f"--compile_model ({title(other['flags'])}; measured; {point['first_ms'] / 1e3:.0f} s to compile)"
+            yield Change(other["published_ms"] / point["published_ms"], ALONE, text)
 
 
 def _key(flags: Figures) -> tuple[Any, ...]:
     """What an update's time depends on."""
-    return (
-        flags.get("env"),
-        flags.get("model", "atari_shallow"),
-        flags.get("use_lstm", False),
-        flags.get("batch_size", 32),
-    )
+    return flags["env"], flags.get("model"), flags.get("use_lstm", False), flags["batch_size"]
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------
@@ -165,26 +183,31 @@ def ceilings(run: Figures, cores: int) -> list[Ceiling]:
     flags, whole = run["flags"], run["whole"]
     acting, learning, used = whole["worker_us"], whole["learner_us"], whole["cpu_us"]
     poly = flags["trainer"] == "polybeast"
-    hosts = min(flags.get("num_actor_processes") or cores, flags["num_actors"])
+    hosts = min(flags.get("num_actor_processes", cores), flags["num_actors"])
     stepping = acting["environment"] + acting["store"]
     worker = stepping if poly else stepping + acting["inference"]
     actors = "emulator" if poly or stepping >= acting["inference"] else "actors' forwards"
-    largest = max(used, key=lambda role: used[role])
-    shares = ", ".join(f"{role} {used[role]:.0f}" for role in sorted(used, key=lambda role: -used[role]))
-    on_cores = (
-        actors if largest in ("actor", "env worker") and used[largest] >= SHARE * 2 * sum(used.values()) else "cores"
-    )
+    roles = sorted(used, key=lambda role: -used[role])
+    mostly_actors = roles[0] in ("actor", "env worker") and used[roles[0]] >= BUSY * sum(used.values())
+    shares = ", ".join(f"{role} {used[role]:.0f}" for role in roles)
     lock, beside = learning["learn"] + learning["publish"], learning["batch"] + learning["copy"]
     threads = run["learner_threads"]
-    staging = "staging" if beside > lock else "learner"
     found = [
-        Ceiling(actors, _per_second(hosts, worker), f"{worker:.0f} us a step of each process; processes: {hosts}"),
-        Ceiling(on_cores, _per_second(cores, sum(used.values())), f"us of core time a step: {shares}; {cores} cores"),
+        Ceiling(actors, _per_second(hosts, worker), f"{worker:.0f} us a step of each of {hosts} actor processes"),
+        Ceiling(
+            actors if mostly_actors else "cores",
+            _per_second(cores, sum(used.values())),
+            f"us of core time a step, of {cores} cores: {shares}",
+        ),
         Ceiling("learner", _per_second(1, lock), f"{lock:.1f} us a step under its lock"),
-        Ceiling(staging, _per_second(threads, lock + beside), f"{lock + beside:.1f} us a step of a learner thread"),
+        Ceiling(
+            "staging" if beside > lock else "learner",
+            _per_second(threads, lock + beside),
+            f"{lock + beside:.1f} us a step of each of {threads} learner threads",
+        ),
     ]
     if poly and (batches := whole["inference"]):
-        # Of two groups a worker has, one steps while the other waits.
+        # Of two groups that a worker has beside a GPU, one steps while the other waits.
         waiting = flags["num_actors"] / 2 if run["device"] != "cpu" else flags["num_actors"] / hosts
         name = "inference" if batches["batch_size_mean"] >= FULL_BATCH * waiting else "inference batches"
         why = (
@@ -204,8 +227,7 @@ def bound(run: Figures, alone: list[Figures], cores: int) -> list[Ceiling]:
     found = [_in_detail(ceiling, run, alone) for ceiling in ceilings(run, cores)]
     busy = run["whole"]["sps"] / found[0].sps
     if busy >= BUSY:
-        first = found[0]
-        return [first._replace(why=f"busy {100 * min(busy, 1):.0f} % of the time: {first.why}"), *found[1:]]
+        return [found[0]._replace(why=f"busy {100 * min(busy, 1):.0f} %: {found[0].why}"), *found[1:]]
     why = f"nothing is busy for more than {100 * busy:.0f} % of the time, {found[0].name} the most"
     return [Ceiling("waiting", run["whole"]["sps"], why), *found]
 
@@ -232,28 +254,30 @@ def worth(run: Figures, found: list[Ceiling]) -> Iterator[Change]:
     if following:
         cures = "; and ".join(CURES[name] for name in dict.fromkeys(lowest))
         text = f"{cures} ({title(run['flags'])}; at most, then {following[0].name} holds)"
-        yield Change(following[0].sps / found[0].sps, text)
+        yield Change(following[0].sps / found[0].sps, WHOLE, text)
 
 
 def _settings(whole: list[Figures]) -> Iterator[Change]:
-    """For each change of a single flag that two runs differ by, the fastest run that it leads to."""
-    best: dict[tuple[str, Any, Any], tuple[float, Change]] = {}
+    """For each flag away from its default, all others equal: the fastest run that it leads to."""
+    best: dict[tuple[str, Any], tuple[float, Change]] = {}
     for before, after in permutations(whole, 2):
-        keys = {*before["flags"], *after["flags"]}
-        changed = [key for key in keys if before["flags"].get(key) != after["flags"].get(key)]
-        gain = after["whole"]["sps"] / before["whole"]["sps"]
-        if len(changed) != 1 or gain < WORTH or changed[0] in ("model", "env"):
+        names = {*before["flags"], *after["flags"]} - {"model", "env"}
+        changed = [name for name in names if before["flags"].get(name) != after["flags"].get(name)]
+        sps, gain = after["whole"]["sps"], after["whole"]["sps"] / before["whole"]["sps"]
+        if len(changed) != 1 or gain < WORTH or before["flags"].get("model") != after["flags"].get("model"):
             continue
-        old, new = before["flags"].get(changed[0], "the default"), after["flags"].get(changed[0], "the default")
-        learns = "; it changes learning too" if changed[0] in ("num_actors", "batch_size") else ""
-        text = f"--{changed[0]} {new} instead of {old} ({title(before['flags'])}; measured{learns})"
-        key, sps = (changed[0], old, new), after["whole"]["sps"]
+        (name,) = changed
+        if before["flags"].get(name) != DEFAULTS.get(name):
+            continue
+        learns = "; it changes learning too" if name in ("num_actors", "batch_size") else ""
+        key = name, after["flags"][name]
         if key not in best or best[key][0] < sps:
-            best[key] = sps, Change(gain, text)
+            text = f"--{name} {key[1]} ({title(before['flags'])}; measured{learns})"
+            best[key] = sps, Change(gain, WHOLE, text)
     yield from (change for _, change in best.values())
 
 
-def _fastest_of_each_model(whole: list[Figures]) -> list[Figures]:
+def _fastest_of_each_model(whole: Iterable[Figures]) -> list[Figures]:
     fastest: dict[Any, Figures] = {}
     for run in whole:
         model = run["flags"].get("model")
@@ -265,17 +289,14 @@ def _fastest_of_each_model(whole: list[Figures]) -> list[Figures]:
 # -- a line for each point --------------------------------------------------------------------------------------------
 
 
-def _emulator(points: dict[str, Figures]) -> Iterator[str]:
+def _emulator(points: dict[str, Figures]) -> Iterator[Row]:
     one, every = points.get("one core"), points.get("all cores")
     if one and every:
-        scale = every["sps"] / one["sps"]
-        yield (
-            f"emulator alone: {every['sps']:,.0f} steps/s on {every['processes']} cores at once, which is "
-            f"{scale:.1f} times one core's {one['sps']:,.0f}: no run can be faster"
-        )
+        why = f"{every['sps'] / one['sps']:.1f} times one core's {one['sps']:,.0f}: no run can be faster"
+        yield Row(f"emulator alone, {every['processes']} cores at once", every["sps"], "emulator", why)
 
 
-def headline(part: str, figures: Figures) -> str:
+def headline(figures: Figures) -> str:
     """The few numbers of a point that are printed as soon as it is measured."""
     if "whole" in figures:
         whole, batches = figures["whole"], figures["whole"]["inference"]
@@ -283,19 +304,27 @@ def headline(part: str, figures: Figures) -> str:
         gpu = f", GPU busy {figures['gpu']['busy_percent']['median']:.0f} %" if figures["gpu"] else ""
         return f"{whole['sps']:,.0f} steps/s, first update after {whole['first_update_s']:.1f} s{served}{gpu}"
     if "update_ms" in figures:
-        return _update(figures)
+        return f"{figures['sps']:,.0f} steps/s, {_update(figures)}"
     if "outcome" in figures:
         return f"{figures['outcome']} in {figures['seconds']:.1f} s" + (f": {figures['why']}" if figures["why"] else "")
     if "curve" in figures:
         return _race(figures)
     if "threads_per_core" in figures:
-        gpu = figures["gpu"] or "no GPU"
-        more = f", cuDNN {figures['cudnn']}, driver {figures['nvidia_smi'].get('driver_version', 'unknown')}"
-        return (
-            f"{figures['cpu']}, {figures['cores']} cores (threads per core: {figures['threads_per_core'] or 'unknown'}), "
-            f"torch {figures['torch']}; {gpu}{more if figures['gpu'] else ''}"
-        )
+        return _machine(figures)
     return ", ".join(f"{key} {value:,.4g}" for key, value in figures.items() if isinstance(value, (int, float)))
+
+
+def _machine(figures: Figures) -> str:
+    words = [
+        figures["cpu"],
+        f"{figures['cores']} cores (threads per core: {figures['threads_per_core'] or 'unknown'})",
+        f"torch {figures['torch']}",
+        figures["gpu"] or "no GPU",
+    ]
+    if figures["gpu"]:
+        driver = figures["nvidia_smi"].get("driver_version", "unknown")
+        words += [f"cuDNN {figures['cudnn']}", f"driver {driver}"]
+    return ", ".join(words)
 
 
 def _race(figures: Figures) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +20,12 @@ import pytest
 import torch
 from conftest import ROOT, Program, pytest_configure, wait_until, wants_gpu
 
+from beast.system import usable_cores
+from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import alone, nvidia, packages, parts
 from benchmarks.gpu.conductor import GRACE, InUse, Results, conduct, limit, order
 from benchmarks.gpu.parts import PARTS, Part, first_at, read_curve
-from benchmarks.gpu.verdict import CURES, bound, ceilings, headline, verdict
+from benchmarks.gpu.verdict import ALONE, CURES, WHOLE, Verdict, bound, ceilings, headline, verdict
 
 NAMES = [part.name for part in PARTS]
 
@@ -90,7 +92,9 @@ def test_the_small_run_measures_all_parts_and_says_what_they_mean(command):
     assert {point["flags"]["trainer"] for point in points["runs"].values()} == {"monobeast", "polybeast"}
     (race,) = points["pong"].values()
     assert race["ended_cleanly"]
-    assert race["at_end"]["steps"] == race["curve"][-1]["steps"] or len(race["curve"]) > 1
+    assert race["reached"]["games"] >= 100
+    assert 0 < race["reached"]["time"] < race["reached"]["seconds"] < race["trained_s"]
+    assert race["at_end"]["steps"] >= race["reached"]["steps"] == race["curve"][-1]["steps"] or len(race["curve"]) > 1
     for heading in ("What bounds what", "What to change first", "its figures mean nothing"):
         assert heading in done.out
     assert not done.err
@@ -98,9 +102,12 @@ def test_the_small_run_measures_all_parts_and_says_what_they_mean(command):
     again = command("--minutes", 0).finish()
     assert again.code == done.code
     assert again.found()["parts"] == found["parts"]
-    assert found["bounds"][0].startswith("emulator alone")
-    for line in [*found["bounds"], *found["change_first"]]:
-        assert " ".join(line.split()) in " ".join(again.out.split())
+    assert found["bounds"][0]["what"] == f"emulator alone, {usable_cores()} cores at once"
+    shown = " ".join(again.out.split())
+    for row in found["bounds"]:
+        assert " ".join(f"{row['bound']} {row['what']}: {row['why']}".split()) in shown
+    for change in found["change_first"]:
+        assert f"{change['of']} {change['text']}" in shown
 
 
 @pytest.mark.slow
@@ -126,7 +133,7 @@ def test_a_killed_run_leaves_readable_figures_and_the_next_one_goes_on(command):
         assert f"{name}:" not in after.out.partition("Parts")[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_of_a_run_in_the_middle_of_a_training_is_left(command, number):
     program = command("--minutes", 3, "--only", "pong")
     wait_until(lambda: len(program.family()) >= 5 or program.process.poll() is not None, "its workers")
@@ -149,17 +156,28 @@ def refusal(command, *arguments):
     return line
 
 
-def test_figures_of_another_machine_or_commit_are_left_alone(command, tmp_path):
-    assert command("--minutes", 1, "--only", "machine").finish().code == 0
-    file = tmp_path / "out" / "gpu.json"
-    found = json.loads(file.read_text())
-    found["parts"]["machine"]["points"]["machine"] |= {"cpu": "another", "git_commit": "another"}
-    file.write_text(json.dumps(found))
-    line = refusal(command, "--minutes", 1, "--only", "machine")
-    assert "another cpu and git_commit" in line
-    assert "--again" in line
-    assert json.loads(file.read_text())["parts"]["machine"]["points"] == found["parts"]["machine"]["points"]
-    assert command("--minutes", 1, "--only", "machine", "--again").finish().code == 0
+def test_figures_of_another_machine_or_commit_are_left_alone(tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    here = {"cpu": "this", "cores": 2, "gpu": None, "torch": "2", "git_commit": "abc"}
+
+    def look(found, unfinished=()):
+        def conduct(part, seconds, on_gpu, results, on_point):
+            results.part("machine")["points"]["machine"] = dict(found)
+            results.part("machine")["unfinished"] = list(unfinished)
+
+        monkeypatch.setattr(gpu, "conduct", conduct)
+        return gpu._look_at_machine(results, time.monotonic() + 60)
+
+    assert not look(here)
+    assert not look(here | {"load": 3})
+    with pytest.raises(gpu.Refused, match="another cpu and git_commit: choose another --out, or --again"):
+        look(here | {"cpu": "another", "git_commit": "def"})
+    assert results.part("machine")["points"]["machine"]["cpu"] == "this"
+    with pytest.raises(gpu.Refused, match="nothing can be measured"):
+        look(here, ["machine"])  # what is known is of another time
+    results.all = {"parts": {}}  # --again
+    assert look(here | {"gpu": "a new one"})
+    results.log.close()
 
 
 def test_what_cannot_be_used_is_refused_in_a_line(command, tmp_path):
@@ -419,6 +437,69 @@ def test_looks_at_the_gpu_are_summed_up_without_the_start():
     assert nvidia.summary("") == {}
 
 
+def test_nvidia_smi_is_asked_once_for_facts_and_again_and_again_while_a_block_runs(tmp_path, monkeypatch):
+    assert nvidia.facts() == {} or shutil.which("nvidia-smi")
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys, time\n"
+        "if any('loop' in argument for argument in sys.argv):\n"
+        "    while True: print('75, 1980, 900', flush=True); time.sleep(0.05)\n"
+        "print('580.1, 345 MHz, 1980 MHz, 3201 MHz, 3201 MHz, 700.00 W, 143771 MiB, Default, Disabled')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert list(nvidia.facts()) == list(nvidia.FACTS)
+    assert nvidia.facts()["driver_version"] == "580.1"
+    with nvidia.watched() as found:
+        time.sleep(0.5)
+        assert found == {}
+    assert found["busy_percent"] == {"median": 75.0, "max": 75.0}
+
+
+class Heard:
+    """A session that keeps what it is told."""
+
+    def __init__(self, left=100.0, on_gpu=True, done=()):
+        self.on_gpu, self.done, self._left, self.told = on_gpu, frozenset(done), left, {}
+
+    def left(self):
+        return self._left
+
+    def measure(self, points, needs=0.0):
+        assert not set(points) & set(self.told)
+        self.told.update(points)
+
+    def report(self, point, figures, finished=True):
+        self.told[point] = figures, finished
+
+    def leave_out(self, point):
+        self.told[point] = "left out"
+
+
+def test_gpu_tests_are_told_one_by_one_the_long_ones_last_and_only_if_there_is_time():
+    def item(name, *fixtures):
+        return SimpleNamespace(name=name, fixturenames=fixtures)
+
+    items = [item("whole_run", "start"), item("compiled_losses"), item("losses"), item("known"), item("actions")]
+    heard = Heard(done=["known"])
+    parts.Outcomes(heard).pytest_collection_modifyitems(items)
+    assert [item.name for item in items] == ["losses", "actions", "whole_run", "compiled_losses"]
+    late = parts.Outcomes(short := Heard(left=10.0))
+    assert [late.pytest_runtest_protocol(item) for item in items] == [None, None, True, True]
+    assert short.told == {"whole_run": "left out", "compiled_losses": "left out"}
+
+    outcomes = parts.Outcomes(heard)
+    for when, outcome, why in [
+        ("setup", "passed", None),
+        ("call", "failed", "file.py:3: in test\nE   assert 1 == 2\n"),
+        ("teardown", "passed", None),
+    ]:
+        outcomes.pytest_runtest_logreport(
+            SimpleNamespace(when=when, outcome=outcome, longrepr=why, duration=1.5, nodeid="tests/gpu/x.py::test_a[b]")
+        )
+    assert heard.told == {"test_a[b]": ({"outcome": "failed", "seconds": 1.5, "why": "E   assert 1 == 2"}, False)}
+
+
 def test_a_curve_is_read_while_it_is_written_and_its_level_counts_from_a_hundred_games(tmp_path):
     logs = tmp_path / "logs.csv"
     assert read_curve(logs) == []
@@ -431,14 +512,20 @@ def test_a_curve_is_read_while_it_is_written_and_its_level_counts_from_a_hundred
     assert first_at(curve, 18.5) is None
 
 
-def test_runs_that_cannot_be_are_told_by_their_own_line():
-    flags = {"env": "No-Such-Game-v0"}
+def test_programs_that_fail_or_hang_are_told_by_their_own_line():
+    def script(text):
+        return [sys.executable, "-c", text]
+
+    with pytest.raises(parts.RunFailed, match=r"^no luck$"):
+        parts._run(script("import sys; print('noise', file=sys.stderr); sys.exit('run.py: error: no luck')"), 60.0)
+    with pytest.raises(parts.RunFailed, match=r"^exit status 3$"):
+        parts._run(script("import sys; sys.exit(3)"), 60.0)
+    before = set(psutil.Process().children())
+    with pytest.raises(parts.RunFailed, match="longer than 1 s"):
+        parts._run(script("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"), 1.0)
+    assert set(psutil.Process().children()) == before
     with pytest.raises(parts.RunFailed, match="No-Such-Game"):
-        parts.profile_of(flags, 0.1, 0.1, 60.0)
-    with pytest.raises(parts.RunFailed, match="No-Such-Game"):
-        parts.race(flags, 18.0, 60.0)
-    with pytest.raises(parts.RunFailed, match="longer than 0 s"):
-        parts.profile_of({"env": "Catch-v0"}, 0.1, 0.1, 0.01)
+        parts.race({"env": "No-Such-Game-v0"}, 18.0, 60.0)
 
 
 # -- what it concludes ------------------------------------------------------------------------------------------------
@@ -505,8 +592,9 @@ def test_a_run_is_bound_by_what_is_busy(microseconds, updates, expected):
     run = run_of(30_000, **microseconds)
     assert bound(run, updates, 16)[0].name == expected
     found = told([run], updates)
-    assert any(f"30,000 steps/s, bound by {expected} (" in line for line in found.bounds)
-    assert CURES[expected] in found.first[0]
+    assert [row.bound for row in found.rows if row.sps == 30_000] == [expected]
+    assert found.changes[0].of == WHOLE
+    assert CURES[expected] in found.changes[0].text
 
 
 def test_the_cores_are_to_blame_when_no_single_role_fills_them():
@@ -527,28 +615,34 @@ def test_a_cure_is_worth_what_the_next_ceiling_allows():
     run = run_of(30_000, learn=32.9, environment=320.0)
     assert [round(ceiling.sps, -2) for ceiling in ceilings(run, 16)[:2]] == [30_300, 50_000]
     found = told([run], [update()])
-    assert found.first[0].startswith("x 1.65  fewer launches")
-    assert "then emulator holds" in found.first[0]
+    first = found.changes[0]
+    assert (round(first.gain, 2), first.of) == (1.65, WHOLE)  # 16 / 320.1 us against 1 / 33.0
+    assert first.text.startswith("fewer launches")
+    assert "then emulator holds" in first.text
 
 
 def test_two_bounds_as_low_as_each_other_are_cured_together():
     found = told([run_of(30_000, learn=32.9, inference=32.5, environment=250.0)], [update()])
-    assert CURES["learner launches"] in found.first[0]
-    assert CURES["inference"] in found.first[0]
+    assert CURES["learner launches"] in found.changes[0].text
+    assert CURES["inference"] in found.changes[0].text
 
 
 def test_measured_settings_are_ranked_with_the_cures():
     runs = [
         run_of(20_000, inference=49.0, served=11.0),
+        run_of(19_000, {"batch_size": 32}, inference=49.0, served=11.0),
         run_of(40_000, {"weights_sync": "step"}, inference=24.0, served=200.0, environment=300.0),
         run_of(40_400, {"inference": "thread", "weights_sync": "step"}, inference=24.0, environment=300.0),
-        run_of(15_000, {"num_actors": 48, "batch_size": 32}),  # two flags at once prove nothing of either
+        run_of(15_000, {"num_actors": 48, "batch_size": 64}),  # two flags at once prove nothing of either
     ]
     found = told(runs, [update()])
-    assert found.first[0].startswith("x 2.00  --weights_sync step instead of the default")
-    assert not any("--inference thread" in line or "--num_actors" in line for line in found.first)
-    gains = [float(line.split()[1]) for line in found.first]
-    assert gains == sorted(gains, reverse=True)
+    measured = {change.text.partition(" (")[0]: change for change in found.changes if "measured" in change.text}
+    assert measured.keys() == {"--weights_sync step", "--batch_size 128"}  # --inference thread is worth 1 % only
+    assert measured["--weights_sync step"].gain == 2.0
+    assert "it changes learning too" in measured["--batch_size 128"].text
+    whole = [change.gain for change in found.changes if change.of == WHOLE]
+    assert whole == sorted(whole, reverse=True)
+    assert len(whole) == 3
 
 
 def test_compiling_is_advised_where_it_was_measured_to_pay():
@@ -558,67 +652,53 @@ def test_compiling_is_advised_where_it_was_measured_to_pay():
         update({"batch_size": 32, "compile_model": True}, published_ms=2.2),
     ]
     found = told([run_of(30_000)], [plain, small], compile=dict(enumerate(compiled)))
-    (line,) = [line for line in found.first if "--compile_model" in line]
-    assert line.startswith("x 2.00  --compile_model (learner alone, impala_resnet")
-    assert "31 s to compile" in line
+    (change,) = [change for change in found.changes if "--compile_model" in change.text]
+    assert (change.gain, change.of) == (2.0, ALONE)
+    assert "(impala_resnet, batch 128; measured; 31 s to compile)" in change.text
+    assert found.changes.index(change) > max(i for i, c in enumerate(found.changes) if c.of == WHOLE)
 
 
 def test_without_whole_runs_the_learner_alone_is_judged():
     found = told(updates=[update(), update({"batch_size": 512}, device_ms=1.9)])
-    assert "bound by launches (2.00 ms an update, the device works 0.60 of them, 275 launches" in found.bounds[0]
-    assert "bound by compute" in found.bounds[1]
-    (line,) = found.first
-    assert line.startswith("x 2.75  fewer launches")  # 2.2 ms, of which 0.8 would be left
+    assert [row.bound for row in found.rows] == ["launches", "compute"]
+    assert "2.00 ms an update, the device works 0.60 of them, the host needs 1.90 for 275 launches" in found.rows[0].why
+    (change,) = found.changes
+    assert change.gain == pytest.approx(2.75)  # 2.2 ms, of which 0.8 would be left
+    assert (change.of, change.text[:14]) == (ALONE, "fewer launches")
 
 
 def test_nothing_is_concluded_from_nothing():
-    assert verdict({}) == ([], [])
-    assert verdict({"runs": {"state": "cut"}}) == ([], [])
+    assert verdict({}) == verdict({"runs": {"state": "cut"}}) == Verdict([], [])
 
 
 def test_the_emulator_on_all_cores_is_the_ceiling_that_is_told():
     rates = {"one core": {"sps": 4000.0}, "all cores": {"sps": 34_000.0, "processes": 16}}
-    (line,) = told(emulator=rates).bounds
-    assert "34,000 steps/s on 16 cores at once, which is 8.5 times one core's 4,000" in line
+    (row,) = told(emulator=rates).rows
+    assert (row.sps, row.what) == (34_000.0, "emulator alone, 16 cores at once")
+    assert "8.5 times one core's 4,000" in row.why
 
 
 def test_races_are_told_with_where_they_came_to():
     race = {"level": 18.0, "trained_s": 100.0, "ended_cleanly": True, "curve": [], "at_end": None, "reached": None}
-    assert headline("pong", race) == "return unknown when it was cut after 100 s and 0 steps"
+    assert headline(race) == "return unknown when it was cut after 100 s and 0 steps"
     race["at_end"] = {"steps": 2e6, "return": 7.25}
-    assert headline("pong", race | {"ended_cleanly": False}).startswith(
-        "return 7.25 when it was cut after 100 s and 2,000,000"
-    )
+    assert headline(race | {"ended_cleanly": False}).startswith("return 7.25 when it was cut after 100 s and 2,000,000")
     race["reached"] = {"seconds": 93.0, "steps": 1.9e6}
-    assert headline("pong", race) == "return 18 after 93 s and 1,900,000 steps"
+    assert headline(race) == "return 18 after 93 s and 1,900,000 steps"
 
 
 def test_every_part_of_the_plan_for_a_gpu_asks_for_settings_that_exist(monkeypatch):
     """Each part is walked through as on a GPU, with what measures replaced: names are distinct, flags are run.py's."""
     from beast.config import Config
 
-    asked = {}
-
-    class Walk:
-        on_gpu, done = True, frozenset()
-
-        def measure(self, points, needs=0.0):
-            assert not set(points) & set(asked)
-            asked.update(points)
-
-        def left(self):
-            return 1000.0
-
-        def report(self, point, figures, finished=True):
-            asked[point] = figures
-
+    heard = Heard(left=1000.0)
     monkeypatch.setattr(parts, "profile_of", lambda flags, *_: flags)
     monkeypatch.setattr(parts, "race", lambda flags, *_: {"reached": None, **flags})
     monkeypatch.setattr(alone, "measure", lambda flags, _: flags)
     for part in (parts.learner, parts.runs, parts.resnet, parts.compiled, parts.pong):
-        part(Walk())
-    settings = [measure() if callable(measure) else measure for measure in asked.values()]
-    assert len(settings) == len(asked) >= 10 + 14 + 2 + 3 + 2
+        part(heard)
+    settings = [told() if callable(told) else told[0] for told in heard.told.values()]
+    assert len(settings) == 10 + 14 + 2 + 3 + 2
     for flags in settings:
         flags.pop("reached", None)
         Config.from_flat(flags)
@@ -630,5 +710,4 @@ def test_every_part_of_the_plan_for_a_gpu_asks_for_settings_that_exist(monkeypat
     ):
         wanted = {"num_actors": actors, "batch_size": size, "trainer": trainer}
         assert any(wanted.items() <= flags.items() for flags in settings)
-    with contextlib.suppress(KeyError):
-        assert {flags["inference"] for flags in settings if "inference" in flags} == {"thread"}
+    assert {"inference": "thread"}.items() <= {key: value for flags in settings for key, value in flags.items()}.items()
