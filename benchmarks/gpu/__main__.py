@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -50,17 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
     if values.again:
         results.all = {"parts": {}}
     status = 0
-    with tempfile.TemporaryDirectory(prefix="beast-packages-") as folder:
-        try:
-            if values.minutes:
-                if installed := provide(values.wheels, Path(folder)):
-                    print(f"from {values.wheels}: {', '.join(installed)}", flush=True)
-                _measure(results, began + 60 * values.minutes, [p for p in PARTS if p.name in values.only], arguments)
-        except (PackagesMissing, Refused) as error:
-            return _refuse(str(error))
-        except KeyboardInterrupt as interrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-            status = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    try:
+        if values.minutes:
+            if taken := provide(values.wheels):
+                print(f"from {values.wheels}: {', '.join(taken)}", flush=True)
+            _measure(results, began + 60 * values.minutes, [part for part in PARTS if part.name in values.only])
+    except (PackagesMissing, Refused) as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        status = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     failed = show(results, values.only)
     return status or failed
 
@@ -84,13 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(results: Results, end: float, parts: list[Part], arguments: list[str] | None) -> None:
+def _measure(results: Results, end: float, parts: list[Part]) -> None:
     """Run the parts that are not done, each in its time."""
     on_gpu = _look_at_machine(results, end)
-    started = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "arguments": sys.argv[1:] if arguments is None else arguments,
-    }
+    started = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "arguments": sys.argv[1:]}
     results.all["started"] = [*results.all.get("started", []), started]
     if not on_gpu:
         print(NO_GPU, flush=True)

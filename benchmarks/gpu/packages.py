@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,11 +43,11 @@ def missing(packages: dict[str, str]) -> list[str]:
     return [package for module, package in packages.items() if find_spec(module) is None]
 
 
-def provide(wheels: Path, target: Path) -> list[str]:
-    """Install into `target` what is missing and lies in `wheels`, for this process and all that it starts.
+def provide(wheels: Path) -> list[str]:
+    """Have what is missing and lies in `wheels` until this process ends, for it and for all that it starts.
 
     Returns:
-        The names of what was installed; none if nothing is missing.
+        The names of what was taken from there; none if nothing is missing.
 
     Raises:
         PackagesMissing: if something needed is still missing then.
@@ -53,16 +56,18 @@ def provide(wheels: Path, target: Path) -> list[str]:
     carried = {file.name.split("-")[0].lower().replace("_", "-") for file in wheels.glob("*.whl")}
     names = [name for name in lacking if name in carried]
     if names:
+        target = tempfile.mkdtemp(prefix="beast-packages-")
+        atexit.register(shutil.rmtree, target, ignore_errors=True)
         options = ["--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--find-links", str(wheels)]
-        command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), *names]
+        command = [sys.executable, "-m", "pip", "install", *options, "--target", target, *names]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
             raise PackagesMissing(
                 f"pip cannot install {_and(names)} from {wheels} ({reason}); {_advice(wheels, names)}"
             )
-        sys.path.insert(0, str(target))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
+        sys.path.insert(0, target)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [target, os.environ.get("PYTHONPATH")]))
         importlib.invalidate_caches()
     if left := missing(NEEDED):
         be = "is" if len(left) == 1 else "are"

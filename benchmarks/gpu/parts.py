@@ -366,11 +366,11 @@ class Part:
 
 PARTS = (
     Part("machine", 15, 60, machine),
-    Part("emulator", 20, 15, emulator),
-    Part("tests", 70, 30, tests),
-    Part("learner", 75, 20, learner),
-    Part("runs", 205, 30, runs),
-    Part("resnet", 40, 30, resnet),
-    Part("compile", 65, 40, compiled),
-    Part("pong", 110, 50, pong),
+    Part("emulator", 20, 30, emulator),
+    Part("tests", 70, 40, tests),
+    Part("learner", 75, 30, learner),
+    Part("runs", 205, 40, runs),
+    Part("resnet", 40, 40, resnet),
+    Part("compile", 65, 60, compiled),
+    Part("pong", 110, 60, pong),
 )

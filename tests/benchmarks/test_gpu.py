@@ -68,8 +68,8 @@ def command(tmp_path):
 @pytest.mark.slow
 def test_the_small_run_measures_all_parts_and_says_what_they_mean(command):
     began = time.monotonic()
-    done = command("--minutes", 3).finish(200.0)
-    assert time.monotonic() - began < 180 + 5
+    done = command("--minutes", 4).finish(280.0)
+    assert time.monotonic() - began < 240 + 5
     found = done.found()
     states = {name: part["state"] for name, part in found["parts"].items()}
     # Without a compiler that one fails, on a busy machine its limit cuts it: both are told.
@@ -345,38 +345,38 @@ def bare(monkeypatch, tmp_path):
     return tmp_path / "wheels"
 
 
-def test_what_is_missing_is_taken_from_the_wheels_for_this_process_and_its_children(bare, tmp_path):
+def test_what_is_missing_is_taken_from_the_wheels_for_this_process_and_its_children(bare):
     wheel(bare, "beast_a")
     wheel(bare, "beast_b")
     wheel(bare, "beast_d")  # which nobody needs
-    target = tmp_path / "target"
-    assert packages.provide(bare, target) == ["beast-a", "beast-b"]
+    assert packages.provide(bare) == ["beast-a", "beast-b"]
+    target = Path(sys.path[0])
     assert os.environ["PYTHONPATH"] == f"{target}{os.pathsep}before"
     script = "import beast_a, beast_b; print(beast_a.VALUE)"
     assert subprocess.check_output([sys.executable, "-c", script]) == b"7\n"
     assert not (target / "beast_d.py").exists()
+    shutil.rmtree(target)
 
 
-def test_what_is_missing_without_a_wheel_is_named_with_what_to_type(bare, tmp_path):
+def test_what_is_missing_without_a_wheel_is_named_with_what_to_type(bare):
     wheel(bare, "beast_a")
     with pytest.raises(packages.PackagesMissing, match=r"^beast-b is not installed") as error:
-        packages.provide(bare, tmp_path / "target")
+        packages.provide(bare)
     assert re.search(r"pip download --no-deps .*--python-version 3\.\d+ .*--dest \S+wheels beast-b$", str(error.value))
     assert "\n" not in str(error.value)
 
 
-def test_a_wheel_that_does_not_fit_is_named(bare, tmp_path):
+def test_a_wheel_that_does_not_fit_is_named(bare):
     (bare / "beast_a-1.0-cp27-cp27m-win32.whl").write_bytes(b"")
     with pytest.raises(packages.PackagesMissing, match="pip cannot install beast-a"):
-        packages.provide(bare, tmp_path / "target")
+        packages.provide(bare)
 
 
 def test_nothing_is_installed_where_nothing_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(packages, "USEFUL", {})
     path = list(sys.path)
-    assert packages.provide(tmp_path / "no such folder", tmp_path / "target") == []
+    assert packages.provide(tmp_path / "no such folder") == []
     assert sys.path == path
-    assert not (tmp_path / "target").exists()
 
 
 def test_all_that_the_project_depends_on_is_looked_for():
