@@ -126,7 +126,7 @@ def learner(session: Session) -> None:
 def compiled(session: Session) -> None:
     """The same by torch.compile, and a whole run of it."""
     if not session.on_gpu:
-        _alone(session, [{"env": "Catch-v0", "model": "mlp", "num_actors": 2, "batch_size": 2, "compile_model": True}])
+        _alone(session, [{"env": "Catch-v0", "model": "mlp", "batch_size": 2, "compile_model": True}])
         return
     base = {"env": PONG, "trainer": "polybeast", "compile_model": True}
     _alone(session, [base | {"model": MODELS[2], "batch_size": 128}, base | {"model": MODELS[0], "batch_size": 32}])

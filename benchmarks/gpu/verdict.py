@@ -98,7 +98,7 @@ def title(flags: Figures) -> str:
     words = [flags.get("model", ""), "with an LSTM" if flags.get("use_lstm") else ""]
     words += ["compiled" if flags.get("compile_model") else ""]
     if "num_actors" in flags:
-        words += [flags["trainer"], f"{flags['num_actors']} actors"]
+        words += [flags.get("trainer", ""), f"{flags['num_actors']} actors"]
     words += [f"batch {flags['batch_size']}"]
     named = {
         "inference": "inference in a {}",

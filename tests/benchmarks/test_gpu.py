@@ -65,16 +65,28 @@ def command(tmp_path):
 # -- the whole command ------------------------------------------------------------------------------------------------
 
 
+def state_of(part):
+    """Of a part as gpu.json has it; `out of time` if nothing but that went wrong."""
+    reasons = [reason for reason in (part["why"], *part["failed"].values()) if reason]
+    late = all(re.search("longer than|its limit|were left", reason) for reason in reasons)
+    return "out of time" if part["state"] != "done" and late else part["state"]
+
+
 @pytest.mark.slow
 def test_the_small_run_measures_all_parts_and_says_what_they_mean(command):
     began = time.monotonic()
     done = command("--minutes", 4).finish(280.0)
     assert time.monotonic() - began < 240 + 5
     found = done.found()
-    states = {name: part["state"] for name, part in found["parts"].items()}
-    # Without a compiler that one fails, on a busy machine its limit cuts it: both are told.
-    assert states.pop("compile") in ("done", "failed", "cut")
-    assert states == dict.fromkeys(set(NAMES) - {"compile"}, "done"), done.story()
+    states = {name: state_of(part) for name, part in found["parts"].items()}
+    assert list(states) == NAMES
+    if shutil.which("g++") is None:
+        assert states["compile"] in ("failed", "done")
+        states["compile"] = "done"
+    assert set(states.values()) <= {"done", "out of time"}, done.story()
+    if "out of time" in states.values():
+        assert os.getloadavg()[0] > 2 * usable_cores(), done.story()
+        pytest.skip("it kept to its minutes, but others keep this machine too busy for all parts")
     points = {name: part["points"] for name, part in found["parts"].items()}
     assert points["machine"]["machine"]["gpu"] is None
     assert points["machine"]["costs"]["launch_us"] > 0
