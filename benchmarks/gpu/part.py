@@ -53,12 +53,13 @@ class Session:
         """Measure one point after the other; one that fails does not hold the others.
 
         Args:
-            needs: seconds that a point takes, as far as is known before the first: none is begun that would not fit.
+            needs: seconds that a point takes at least; none is begun that would not fit, if it takes as long as the last.
         """
+        last = 0.0
         for name, measure in points.items():
             if name in self.done:
                 continue
-            if self.left() < needs:
+            if self.left() < max(needs, last):
                 self.leave_out(name)
                 continue
             began = time.monotonic()
@@ -67,7 +68,7 @@ class Session:
                 self.report(name, measure())
             except Exception as error:  # of one point; the others are worth having
                 self.fail(name, error)
-            needs = max(needs, time.monotonic() - began)
+            last = time.monotonic() - began
 
     def _say(self, line: dict[str, Any]) -> None:
         self._out.write(json.dumps(line) + "\n")
