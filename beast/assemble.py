@@ -63,12 +63,7 @@ def assemble(
         int(state["resumes"]) + 1 if state else 0
     ) * 1_000_000  # distinct for each life of a process over all resumes
 
-    model, distribution = task.model.build(), task.model.distribution()
-    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, distribution)
-    masters = master_parameters(model)
-    acting = FlatModel(model, task.device, task.dtype)
-    gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
-    learner = Learner(gradients, config.optimiser, config.learner.total_steps, masters)
+    gradients, learner = make_learner(config, task)
     if state:
         learner.load_state_dict(state["learner"])
 
@@ -78,7 +73,10 @@ def assemble(
     )  # fmt: skip
     skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
     clock = trace.clock if trace else Clock()
-    weights, store = Weights.like(acting), UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
+    weights, store = (
+        Weights.like(learner.acting),
+        UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length),
+    )
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
     source: Source = StoreSource(store, config.learner.batch_size, clock)
     source = crew.source(source) if crew.source else source
@@ -122,6 +120,16 @@ def assemble(
         clock=clock, resumes=life // 1_000_000, torch_rng=state["torch_rng"] if state else None, wishes=wishes,
         watch=watch, callbacks=heard, serial=serial, evaluator=evaluator,
     )  # fmt: skip
+
+
+def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
+    """A learner with fresh weights, and what computes its gradients; weights are drawn from PyTorch's generator."""
+    model = task.model.build()
+    masters = master_parameters(model)
+    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
+    acting = FlatModel(model, task.device, task.dtype)
+    gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
+    return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
 
 
 def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:

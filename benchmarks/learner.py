@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from beast.algorithms import algorithm_of
-from beast.config import algorithm_module
-from beast.flat import FlatModel
-from beast.gradients import Gradients
-from beast.learner import Learner, master_parameters
+from beast.assemble import make_learner
+from beast.gradients import Gradients, Staged
+from beast.learner import Learner
 from beast.profile import blank_batch, time_learner
 from beast.system import keep_freed_memory, use_compute_threads
 from beast.task import settle
@@ -36,20 +34,22 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
     threads = torch.get_num_threads()
     use_compute_threads(1)
     flags = {"env": "PongNoFrameskip-v4", "model": model, "precision": precision, "batch_size": batch_size}
-    config, task = settle(flags)
-    network = task.model.build()
-    masters = master_parameters(network)
-    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
-    gradients = Gradients(FlatModel(network, task.device, task.dtype), algorithm, task.observation, task.device)
-    learner = Learner(gradients, config.optimiser, config.learner.total_steps, masters)
-    first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+    gradients, learner, staged = make(flags)
+    first = next(part for part in learner.acting.model.modules() if isinstance(part, nn.Conv2d))
     first.register_forward_pre_hook(lambda _, x: (x[0].contiguous(memory_format=LAYOUTS[layout]),))
-    staged = blank_batch(gradients, task.unroll, batch_size, config.actors.unroll_length)
     time_learner(gradients, learner, staged, 0.0)  # warms up
     microseconds = time_learner(gradients, learner, staged, seconds)
     use_compute_threads(threads)
     settings = {"model": model, "precision": precision, "batch_size": batch_size, "layout": layout}
-    return settings | {"device": str(task.device), "us_per_step": microseconds, "sps": 1e6 / microseconds}
+    return settings | {"device": str(gradients.device), "us_per_step": microseconds, "sps": 1e6 / microseconds}
+
+
+def make(flags: dict[str, Any]) -> tuple[Gradients, Learner, Staged]:
+    """A learner and a batch on its device, as run.py would have them with these flags."""
+    config, task = settle(flags)
+    gradients, learner = make_learner(config, task)
+    staged = blank_batch(gradients, task.unroll, config.learner.batch_size, config.actors.unroll_length)
+    return gradients, learner, staged
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:

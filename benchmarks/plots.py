@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+def _pyplot() -> Any:
+    """Here, so that benchmarks can be run without matplotlib where nothing is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def panels(count: int, title: str) -> tuple[Any, list[Any]]:
     """A figure and its panels, side by side."""
-    figure, axes = plt.subplots(1, count, figsize=(5.2 * count, 3.6), layout="constrained", squeeze=False)
+    figure, axes = _pyplot().subplots(1, count, figsize=(5.2 * count, 3.6), layout="constrained", squeeze=False)
     figure.suptitle(title, fontsize=11)
     for panel in axes[0]:
         panel.grid(alpha=0.25)
@@ -37,4 +42,4 @@ def bars(panel: Any, groups: Sequence[str], series: Mapping[str, Mapping[str, fl
 
 def save(figure: Any, file: Path) -> None:
     figure.savefig(file, dpi=130)
-    plt.close(figure)
+    _pyplot().close(figure)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +24,22 @@ import pytest
 import torch
 
 import run
-from beast.workers import PRELOAD
+from beast.workers import PRELOAD, signal_with_parent
 
 ROOT = Path(run.__file__).parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PATIENCE = 150.0  # seconds for what takes a few on a free machine: tests run on busy ones
+
+
+def wants_gpu(expression: str) -> bool:
+    """Whether `-m EXPRESSION` asks for tests that need a GPU."""
+    return re.search(r"\bgpu\b", re.sub(r"\bnot\s+gpu\b", "", expression)) is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPU from this process and all that it starts, unless it was asked for: tests shall not depend on the machine."""
+    if not wants_gpu(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first used, which nothing has done yet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,6 +79,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
 class Program:
     """One process of run.py with all its descendants, found by a mark in their environment, even when it is dead."""
 
+    command = (str(ROOT / "run.py"),)
+
     def __init__(self, arguments: tuple[Any, ...], folder: Path, env: dict[str, str], **settings: Any) -> None:
         self.mark, self.folder = uuid.uuid4().hex, folder
         self.took = float("nan")
@@ -75,8 +90,16 @@ class Program:
         marked = {**os.environ, "TMPDIR": str(self.scratch), "PYTHONUNBUFFERED": "1", "BEAST_TEST": self.mark, **env}
         with open(self._out, "w") as out, open(self._err, "w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "run.py"), *map(str, arguments)],
-                **{"stdout": out, "stderr": err, "env": marked, "cwd": folder, "start_new_session": True, **settings},
+                [sys.executable, *self.command, *map(str, arguments)],
+                **{
+                    "stdout": out,
+                    "stderr": err,
+                    "env": marked,
+                    "cwd": folder,
+                    "start_new_session": True,
+                    "preexec_fn": partial(signal_with_parent, signal.SIGKILL),  # a suite that is killed leaves no run
+                    **settings,
+                },
             )
 
     @property
