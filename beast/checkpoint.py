@@ -162,6 +162,8 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
     counts = {"restarts": 0, "skipped_updates": 0}  # the oldest have none
     new = {**counts, **state, "format": FORMAT, "learner": learner}
     if (unlearned := new.pop("unlearned", None)) is not None:  # its slots did not know their actor
+        # Metrics were the last field then. A checksum must not ask for more of them than there were.
+        new["past"] = {**new["past"], "metrics": unlearned[-1].shape[-1]}
         new["source"] = {"unlearned": [*unlearned, torch.full((len(unlearned[0]),), -1, dtype=torch.int32)]}
     return new
 

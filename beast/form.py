@@ -85,6 +85,7 @@ FORM: dict[str, Any] = {
     # Not in all of them: of serial actors, and not in those of the first format.
     "spaces?": {"observation": _named(_anything), "action": _named(_anything)},
     "past?": {
+        "metrics": lambda value: value is None or _is_count(value),
         "incarnation": _is_count,
         "actions": _is_actions,
         "checks": lambda value: _is_dense(value) and value.ndim == 1 and value.dtype == torch.int64,

@@ -41,6 +41,7 @@ class Past:
         self._unrolls: list[Array] = []  # actions [E, T] (+ [N]) each
         self._checks: list[int] = []  # of what the environments said at each unroll's end
         self._core_state: list[Array] | None = None  # None: the initial one
+        self._metrics: int | None = None  # how many the environments gave when they were checked; None: as many as now
 
     @property
     def steps(self) -> int:
@@ -52,7 +53,8 @@ class Past:
         if actions.dtype.kind == "i":  # as long runs have many
             actions = actions.astype(np.uint8 if actors.group.num_params <= 256 else np.int32)
         self._unrolls.append(actions.copy())
-        self._checks.append(_check(actors.group.env))
+        self._metrics = actors.group.env.metrics.shape[1]
+        self._checks.append(_check(actors.group.env, self._metrics))
         self._core_state = [leaf.copy() for leaf in flatten(actors.core_state)]
 
     def replay(self, actors: SerialActors, stopping: Callable[[], bool]) -> bool:
@@ -68,7 +70,7 @@ class Past:
                 actors.group.replay(actions)
             except Exception:  # an action that this state does not allow, perhaps; the first time it did not fail
                 return False
-            if _check(actors.group.env) != check:
+            if _check(actors.group.env, self._metrics) != check:
                 return False
         if self._core_state is not None:
             leaves = iter(self._core_state)
@@ -79,6 +81,7 @@ class Past:
         """Tensors and plain types only."""
         return {
             "incarnation": self.incarnation,
+            "metrics": self._metrics,
             "actions": torch.from_numpy(np.stack(self._unrolls)) if self._unrolls else None,  # [unrolls, E, T] (+ [N])
             "checks": torch.tensor(self._checks, dtype=torch.int64),
             "core_state": None if self._core_state is None else [torch.from_numpy(leaf) for leaf in self._core_state],
@@ -87,6 +90,7 @@ class Past:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Past:
         past = cls(state["incarnation"])
+        past._metrics = state["metrics"]
         past._unrolls = [] if state["actions"] is None else list(state["actions"].numpy())
         past._checks = state["checks"].tolist()
         if state["core_state"] is not None:
@@ -94,9 +98,9 @@ class Past:
         return past
 
 
-def _check(env: EnvOutput) -> int:
-    """A checksum of all that environments said."""
-    check = 0
+def _check(env: EnvOutput, metrics: int | None) -> int:
+    """A checksum of all that environments said, of their metrics the first ones: later versions may know more."""
+    check, env = 0, env._replace(metrics=env.metrics[:, :metrics])
     for leaf in flatten(tuple(env)):
         check = zlib.crc32(np.ascontiguousarray(leaf).data, check)
     return check

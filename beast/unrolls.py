@@ -356,7 +356,11 @@ class UnrollStore:
         """What `unlearned` gave, before any worker is attached."""
         slots = [self._free.popleft() for _ in range(len(fields[0]))]
         for tensor, values in zip(flatten(self._tensors), fields, strict=True):
-            tensor[slots] = values
+            if tensor is self._tensors["metrics"]:  # of an older version, which knew fewer
+                tensor[slots] = torch.nan
+                tensor[slots, :, : values.shape[2]] = values
+            else:
+                tensor[slots] = values
         self._full.extend(slots)
 
     def fill(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from beast.flags import to_arguments
-from beast.workers import signal_with_parent
+from beast.forkserver import PR_SET_PDEATHSIG, prctl
 from benchmarks.plots import bars, panels, save
 from benchmarks.throughput import MODELS, TRAINERS
 
@@ -38,7 +38,7 @@ def measure(flags: dict[str, Any], seconds: float) -> dict[str, Any]:
         began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "run.py", *to_arguments(flags | own)], cwd=ROOT, stdout=subprocess.DEVNULL,
-            preexec_fn=partial(signal_with_parent, signal.SIGTERM),
+            preexec_fn=partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM),
         )  # fmt: skip
         try:
             while not _has_update(logs):

@@ -24,7 +24,8 @@ import pytest
 import torch
 
 import run
-from beast.workers import PRELOAD, signal_with_parent
+from beast.forkserver import PR_SET_PDEATHSIG, prctl
+from beast.workers import PRELOAD
 
 ROOT = Path(run.__file__).parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -97,7 +98,9 @@ class Program:
                     "env": marked,
                     "cwd": folder,
                     "start_new_session": True,
-                    "preexec_fn": partial(signal_with_parent, signal.SIGKILL),  # a suite that is killed leaves no run
+                    "preexec_fn": partial(
+                        prctl, PR_SET_PDEATHSIG, signal.SIGKILL
+                    ),  # a suite that is killed leaves no run
                     **settings,
                 },
             )
