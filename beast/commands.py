@@ -174,7 +174,8 @@ def evaluate(arguments: list[str]) -> int:
     given = {name: values[name] for name in trust.NAMES_CODE if name in values}
     # What differs from the file is another task of the same spaces; what equals it says that the reader knows of it.
     own: dict[str, Any] = state["config"]
-    other = {name: given[name] for name in ("env", "env_kwargs") if name in given and given[name] != own.get(name)}
+    replaceable = [name for name in ("env", "env_kwargs") if name in given]
+    other: dict[str, Any] = {name: given[name] for name in replaceable if given[name] != own.get(name)}
     if "env" in other:
         other.setdefault("env_kwargs", {})
     flags = checkpoint.settings_of(path, state, given | other, values["trust"], replaced=tuple(other))

@@ -10,10 +10,11 @@ from gymnasium import spaces
 
 from beast.actors import ActorArguments, Unwatched
 from beast.data import flatten, map_nested, restack
+from beast.flat import FlatModel
 from beast.task import settle
 from beast.trace import Clock
 from beast.unrolls import UnrollStore
-from beast.weights import Weights, flatten_parameters
+from beast.weights import Weights
 from monobeast.actor import Actors
 
 ENV_FIELDS = ("observation", "reward", "terminated", "truncated", "first", "last_action")
@@ -24,10 +25,10 @@ def unrolls(flags, count, length=16, num_envs=2):
     _, task = settle({"num_actors": num_envs, "batch_size": 2, "precision": "float32", **flags})
     torch.manual_seed(0)
     model = task.model.build()
-    flat = flatten_parameters(model)
-    weights = Weights(flat.numel(), torch.float32)
-    weights.publish(flat, 0)
-    store = UnrollStore(task.model.unroll_spec(model, task.observation, task.metric_names), 2 * num_envs, length)
+    flat = FlatModel(model)
+    weights = Weights.like(flat)
+    weights.publish(flat.parameters, 0)
+    store = UnrollStore(task.unroll, 2 * num_envs, length)
     try:
         port = store.attach(0, num_envs)
         arguments = ActorArguments(task.env, task.model, tuple(range(num_envs)), 5, 0, length)
@@ -37,8 +38,9 @@ def unrolls(flags, count, length=16, num_envs=2):
             slots = port.acquire(timeout=0)
             assert actors.unroll(slots)
             port.commit(slots)
-            batch, ended = store.read(store.next_slots(num_envs, timeout=1))
-            batch = map_nested(torch.clone, batch)
+            taken = store.next_slots(num_envs, timeout=1)
+            batch, ended = store.read(taken)
+            store.free(taken)
 
             def rebuilt(spec, leaf, first=batch.first):
                 return restack(leaf, first, spec.stack) if spec.stack > 1 else leaf
