@@ -35,6 +35,9 @@ import torch
 Nested = Any
 Array = npt.NDArray[Any]
 
+ACTION_MASK = "action_mask"
+"""The column that says which choices an action has, `[..., M]` bool: policies give the others probability zero."""
+
 
 @dataclass(frozen=True)
 class ArraySpec:

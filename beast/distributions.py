@@ -4,8 +4,9 @@ One stateless object per action space. Parameters come as one tensor `[..., P]`,
 Noise is drawn apart from the parameters, so that each actor keeps a random stream of its own while one forward and one
 `sample` serve them all: the same seed gives the same actions however actors are spread over processes.
 
-A mask `[..., M]` (bool) says which choices are allowed: the others have probability zero, in draws, importance weights and
-entropy alike, and no gradient. Where it allows no choice at all, as at an episode's end, every choice counts as allowed.
+A mask `[..., M]` (bool) says which choices are allowed. `masked` parameters give the others probability zero, in draws,
+importance weights and entropy alike, and no gradient. Where a mask allows no choice at all, as at an episode's end, every
+choice counts as allowed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ import torch
 import torch.nn.functional as F
 
 from beast.data import Array, ArraySpec, Nested, flatten
-
-Mask = torch.Tensor | None
 
 UNBOUNDED = 1e30
 """Bounds from here on are none: some environments write the largest float instead of infinity."""
@@ -47,20 +46,24 @@ class Distribution(ABC):
         """`[count, noise_size]` float32 for `count` draws."""
 
     @abstractmethod
-    def sample(self, params: torch.Tensor, noise: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """`[..., P]` and `[..., noise_size]` to actions `[...]` (+ `[N]`)."""
 
     @abstractmethod
-    def mode(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def mode(self, params: torch.Tensor) -> torch.Tensor:
         """The most likely action (deterministic evaluation)."""
 
     @abstractmethod
-    def log_prob(self, params: torch.Tensor, action: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """`[...]`, log pi(action)."""
 
     @abstractmethod
-    def entropy(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def entropy(self, params: torch.Tensor) -> torch.Tensor:
         """`[...]`, in nats."""
+
+    def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`[..., P]` and `[..., M]` bool to `[..., P]`: minus infinity where a choice is not allowed."""
+        return params
 
     @abstractmethod
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
@@ -83,13 +86,6 @@ class Distribution(ABC):
         return flat
 
 
-def masked(logits: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """Minus infinity where a choice is not allowed; `[..., n]` both."""
-    if mask is None:
-        return logits
-    return torch.where(mask | ~mask.any(-1, keepdim=True), logits, -torch.inf)
-
-
 class Categorical(Distribution):
     """Discrete spaces: a softmax. A logit of minus infinity masks its action."""
 
@@ -101,19 +97,22 @@ class Categorical(Distribution):
     def noise(self, generator: np.random.Generator, count: int) -> Array:
         return generator.gumbel(size=(count, self.noise_size)).astype(np.float32)
 
-    def sample(self, params: torch.Tensor, noise: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        return (masked(params, mask) + noise).argmax(-1)  # the Gumbel-max trick: exactly a draw from the softmax
+    def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return (params + noise).argmax(-1)  # the Gumbel-max trick: exactly a draw from the softmax
 
-    def mode(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        return masked(params, mask).argmax(-1)
+    def mode(self, params: torch.Tensor) -> torch.Tensor:
+        return params.argmax(-1)
 
-    def log_prob(self, params: torch.Tensor, action: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        return F.log_softmax(masked(params, mask), dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return F.log_softmax(params, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    def entropy(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        log_policy = F.log_softmax(masked(params, mask), dim=-1)
+    def entropy(self, params: torch.Tensor) -> torch.Tensor:
+        log_policy = F.log_softmax(params, dim=-1)
         # A masked action has probability 0 and log-probability -inf; its share of the entropy is 0, not NaN.
         return -(log_policy.exp() * log_policy.clamp(min=torch.finfo(log_policy.dtype).min)).sum(-1)
+
+    def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask | ~mask.any(-1, keepdim=True), params, -torch.inf)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         return F.one_hot(actions, self.encoded_size)
@@ -138,30 +137,31 @@ class MultiCategorical(Distribution):
         self.num_params = self.noise_size = self.mask_size = self.encoded_size = sum(self._sizes)
         self.action_spec = ArraySpec((len(self._sizes),), np.dtype(np.int64))
 
-    def _split(self, params: torch.Tensor, mask: Mask) -> list[torch.Tensor]:
+    def _split(self, params: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The logits of each part."""
-        parts = torch.split(params, self._sizes, dim=-1)
-        if mask is None:
-            return list(parts)
-        return [masked(p, m) for p, m in zip(parts, torch.split(mask, self._sizes, dim=-1), strict=True)]
+        return torch.split(params, self._sizes, dim=-1)
+
+    def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        parts = zip(self._parts, self._split(params), self._split(mask), strict=True)
+        return torch.cat([part.masked(p, m) for part, p, m in parts], dim=-1)
 
     def noise(self, generator: np.random.Generator, count: int) -> Array:
         return generator.gumbel(size=(count, self.noise_size)).astype(np.float32)
 
-    def sample(self, params: torch.Tensor, noise: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        return self.mode(params + noise, mask)
+    def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.mode(params + noise)
 
-    def mode(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        return torch.stack([part.argmax(-1) for part in self._split(params, mask)], dim=-1)
+    def mode(self, params: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part.argmax(-1) for part in self._split(params)], dim=-1)
 
-    def log_prob(self, params: torch.Tensor, action: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        logits = self._split(params, mask)
+    def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        logits = self._split(params)
         return torch.stack(
             [part.log_prob(p, a) for part, p, a in zip(self._parts, logits, action.unbind(-1), strict=True)]
         ).sum(0)
 
-    def entropy(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        logits = self._split(params, mask)
+    def entropy(self, params: torch.Tensor) -> torch.Tensor:
+        logits = self._split(params)
         return torch.stack([part.entropy(p) for part, p in zip(self._parts, logits, strict=True)]).sum(0)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
@@ -205,19 +205,19 @@ class SquashedGaussian(Distribution):
         mean, log_std = params.chunk(2, dim=-1)
         return mean, log_std.clamp(-5.0, 2.0)
 
-    def sample(self, params: torch.Tensor, noise: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         mean, log_std = self._split(params)
         return (mean + log_std.exp() * noise).nan_to_num()
 
-    def mode(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def mode(self, params: torch.Tensor) -> torch.Tensor:
         return self._split(params)[0].nan_to_num()
 
-    def log_prob(self, params: torch.Tensor, action: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         mean, log_std = self._split(params)
         z = (action - mean) * (-log_std).exp()
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def entropy(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def entropy(self, params: torch.Tensor) -> torch.Tensor:
         _, log_std = self._split(params)
         return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
@@ -260,10 +260,10 @@ class Joint(Distribution):
     def _params(self, params: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.split(params, [part.num_params for part in self._parts], dim=-1)
 
-    def _masks(self, mask: Mask) -> tuple[Mask, ...]:
-        if mask is None:
-            return (None,) * len(self._parts)
-        return torch.split(mask, [part.mask_size for part in self._parts], dim=-1)
+    def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        masks = torch.split(mask, [part.mask_size for part in self._parts], dim=-1)
+        parts = zip(self._parts, self._params(params), masks, strict=True)
+        return torch.cat([part.masked(p, m) for part, p, m in parts], dim=-1)
 
     def _actions(self, action: torch.Tensor) -> list[torch.Tensor]:
         """Each part's actions, as that part stores them."""
@@ -279,22 +279,22 @@ class Joint(Distribution):
         rows = [[part.noise(generator, 1) for part in self._parts] for _ in range(count)]
         return np.concatenate([np.concatenate(row, axis=-1) for row in rows])
 
-    def sample(self, params: torch.Tensor, noise: torch.Tensor, mask: Mask = None) -> torch.Tensor:
+    def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         noises = torch.split(noise, [part.noise_size for part in self._parts], dim=-1)
-        parts = zip(self._parts, self._params(params), noises, self._masks(mask), strict=True)
-        return self._stored([part.sample(p, n, m) for part, p, n, m in parts])
+        parts = zip(self._parts, self._params(params), noises, strict=True)
+        return self._stored([part.sample(p, n) for part, p, n in parts])
 
-    def mode(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        parts = zip(self._parts, self._params(params), self._masks(mask), strict=True)
-        return self._stored([part.mode(p, m) for part, p, m in parts])
+    def mode(self, params: torch.Tensor) -> torch.Tensor:
+        parts = zip(self._parts, self._params(params), strict=True)
+        return self._stored([part.mode(p) for part, p in parts])
 
-    def log_prob(self, params: torch.Tensor, action: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        parts = zip(self._parts, self._params(params), self._actions(action), self._masks(mask), strict=True)
-        return torch.stack([part.log_prob(p, a, m) for part, p, a, m in parts]).sum(0)
+    def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        parts = zip(self._parts, self._params(params), self._actions(action), strict=True)
+        return torch.stack([part.log_prob(p, a) for part, p, a in parts]).sum(0)
 
-    def entropy(self, params: torch.Tensor, mask: Mask = None) -> torch.Tensor:
-        parts = zip(self._parts, self._params(params), self._masks(mask), strict=True)
-        return torch.stack([part.entropy(p, m) for part, p, m in parts]).sum(0)
+    def entropy(self, params: torch.Tensor) -> torch.Tensor:
+        parts = zip(self._parts, self._params(params), strict=True)
+        return torch.stack([part.entropy(p) for part, p in parts]).sum(0)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         parts = zip(self._parts, self._actions(actions), strict=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from beast.algorithms import Algorithm
-from beast.data import Batch, ModelOutput, Nested, flatten, map_nested, restack
+from beast.data import ACTION_MASK, Batch, ModelOutput, Nested, flatten, map_nested, restack
 from beast.finite import all_finite
 from beast.flat import FlatModel
 
@@ -112,6 +112,9 @@ class Gradients:
     def _forward(self, batch: Batch) -> ModelOutput:
         outputs: ModelOutput
         outputs, _ = self._model(batch.model_input(), batch.core_state)
+        if ACTION_MASK in batch.extra:
+            masked = self.algorithm.distribution.masked(outputs.policy_logits, batch.extra[ACTION_MASK])
+            outputs = outputs._replace(policy_logits=masked)
         return outputs
 
     def _rebuild(self, staged: Staged) -> Batch:

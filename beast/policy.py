@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from beast.data import Array, ArraySpec, Chosen, ModelInput, Nested, map_nested
+from beast.data import ACTION_MASK, Array, ArraySpec, Chosen, ModelInput, Nested, map_nested
 from beast.distributions import Distribution, distribution_for
 from beast.flat import FlatModel
 from beast.names import NoSuchModule, import_named
@@ -164,8 +164,9 @@ class Policy:
 
         inputs = ModelInput(*(map_nested(row, getattr(env, name)) for name in ModelInput._fields))
         output, core_state = self.model(inputs, core_state)
-        logits = output.policy_logits.squeeze(0)
-        draw = self.distribution
+        logits, draw = output.policy_logits.squeeze(0), self.distribution
+        if ACTION_MASK in inputs.extra:
+            logits = draw.masked(logits, inputs.extra[ACTION_MASK].squeeze(0))
         action = draw.mode(logits) if noise is None else draw.sample(logits, row(noise).squeeze(0))
         core_state = map_nested(lambda leaf: leaf.nan_to_num(0.0, torch.inf, -torch.inf), core_state)
         extra = {name: output.extra[name].squeeze(0).cpu().numpy() for name in self._columns}

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 
 from beast.children import nothing_left_behind
 from beast.config import PRESETS, Config, ConfigError, algorithm_module
 from beast.crew import beast_module
-from beast.data import Nested
+from beast.data import ACTION_MASK, ArraySpec, Nested
 from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.policy import ModelChoice
@@ -69,6 +70,9 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         built = model.build()  # a model that does not fit shows here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
             group.reset()  # so does an environment that breaks its contract
+        if group.says_mask and ACTION_MASK not in group.columns:
+            group.columns[ACTION_MASK] = ArraySpec((model.distribution().mask_size,), np.dtype(bool))
+        choice = replace(choice, columns=group.columns)
         observation, names = group.observation_spec, group.metric_names
         unroll = model.unroll_spec(built, observation, names, group.columns)
         device = _device(config.learner.device)

@@ -6,6 +6,7 @@ adds what training needs: first rows, unclipped full-game returns, and the envir
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from beast.data import Array, ArraySpec, EnvOutput, Nested, map_nested
+from beast.data import ACTION_MASK, Array, ArraySpec, EnvOutput, Nested, map_nested
 from beast.distributions import Distribution, distribution_for
 from beast.envs.spaces import Codes, is_text, words_of
 
@@ -54,6 +55,10 @@ class EnvGroup:
         self.observation_spec = spec_of(self.observation_space, stack)
         self.metric_names = tuple(_declared(vector, "metric_names", ()))
         self.columns = _columns(_declared(vector, "info_columns", {})) | dict(columns or {})
+        if ACTION_MASK in self.columns:
+            self.columns[ACTION_MASK] = dataclasses.replace(self.columns[ACTION_MASK], dtype=np.dtype(bool))
+        self.says_mask = False
+        """Whether `info` held an action mask at the last reset."""
         self._seeds = seeds
         self._lives_end_returns, self._fire = lives_end_returns, fire
         self._watches_lives = lives_end_returns or fire is not None
@@ -73,6 +78,7 @@ class EnvGroup:
         # AtariVectorEnv takes its seeds as an array, every other VectorEnv as a list; VectorEnv's hint knows neither.
         seeds: Any = np.array(self._seeds) if hasattr(self.vector, "ale") else self._seeds
         observation, infos = self.vector.reset(seed=seeds)
+        self.says_mask = ACTION_MASK in infos
         self._return[:] = 0
         self._steps[:] = 0
         self._over[:] = self._lost[:] = False
@@ -309,24 +315,42 @@ class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
     ) -> None:  # fmt: skip
         super().__init__(env)
         self._said = as_space(getattr(env, "observation_space", None))
-        self.observation_space, self._convert = _adapted(self._said, grid or (lambda space: space), "")
         self.action_space = as_space(getattr(env, "action_space", None))
-        _distribution_of(self.action_space)
+        self._distribution = _distribution_of(self.action_space)
+        shown, masks = self._said, gymnasium.spaces.MultiBinary(max(1, self._distribution.mask_size))
+        self._mask_shown = isinstance(shown, gymnasium.spaces.Dict) and ACTION_MASK in shown.spaces
+        self.info_columns = dict(_own(env, "info_columns", {}))
+        if isinstance(shown, gymnasium.spaces.Dict) and self._mask_shown and self._distribution.mask_size:
+            # It is no part of what the policy sees, but of what it may do.
+            shown = gymnasium.spaces.Dict({key: part for key, part in shown.spaces.items() if key != ACTION_MASK})
+            self.info_columns[ACTION_MASK] = masks
+        self.observation_space, self._convert = _adapted(shown, grid or (lambda space: space), "")
         own = tuple(_own(env, "metric_names", ()))
         self._metrics = {name: (name,) for name in own} | {n: p for n, p in METRICS.items() if n not in own}
         self.metric_names = tuple(self._metrics)
-        self.keep = (*keep, *_own(env, "info_columns", {}))
+        self.keep = (*keep, *self.info_columns)
         self.alive: Callable[[], object] = lambda: None
         """Called after each reset: a sign of life of the process."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = _of_reset(self.env.reset(**kwargs))
         self.alive()
-        return self._converted("reset", observation), {key: info[key] for key in self.keep if key in info}
+        return self._converted("reset", observation), self._kept(observation, info)
+
+    def _kept(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        """Columns, and the action mask, wherever it was said."""
+        kept = {key: info[key] for key in self.keep if key in info}
+        mask = observation[ACTION_MASK] if self._mask_shown else info.get(ACTION_MASK)
+        if mask is not None and self._distribution.mask_size:
+            try:
+                kept[ACTION_MASK] = self._distribution.flat_mask(mask)
+            except ValueError as error:
+                raise EnvError(f"the environment says {error}: mend its {ACTION_MASK}") from error
+        return kept
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = _of_step(self.env.step(action))
-        kept = {key: info[key] for key in self.keep if key in info}
+        kept = self._kept(observation, info)
         for name, (key, *rest) in self._metrics.items():
             if key in info:
                 value = info[key]

@@ -372,12 +372,14 @@ def test_a_mask_is_the_same_as_logits_of_minus_infinity(space):
     params, mask = params_for(distribution, 8), random_mask(distribution, 8)
     cut = params.masked_fill(~mask, -torch.inf)
     noise = torch.from_numpy(distribution.noise(np.random.default_rng(1), 8))
-    action = distribution.sample(params, noise, mask)
+    action = distribution.sample(distribution.masked(params, mask), noise)
     assert torch.equal(action, distribution.sample(cut, noise))
-    assert torch.equal(distribution.mode(params, mask), distribution.mode(cut))
-    assert torch.equal(distribution.log_prob(params, action, mask), distribution.log_prob(cut, action))
-    assert torch.equal(distribution.entropy(params, mask), distribution.entropy(cut))
-    assert distribution.log_prob(params, action, mask).isfinite().all()
+    assert torch.equal(distribution.mode(distribution.masked(params, mask)), distribution.mode(cut))
+    assert torch.equal(
+        distribution.log_prob(distribution.masked(params, mask), action), distribution.log_prob(cut, action)
+    )
+    assert torch.equal(distribution.entropy(distribution.masked(params, mask)), distribution.entropy(cut))
+    assert distribution.log_prob(distribution.masked(params, mask), action).isfinite().all()
 
 
 @pytest.mark.parametrize("space", [DISCRETE, MULTI, DEEP, CHOICES], ids=["Discrete", "MultiDiscrete", "Dict", "Tuple"])
@@ -387,7 +389,7 @@ def test_masked_choices_are_never_drawn(space):
     mask[0] = False  # the first choice of the first discrete part
     params = params_for(distribution)
     noise = torch.from_numpy(distribution.noise(np.random.default_rng(2), 20_000))
-    drawn = distribution.sample(params.expand(20_000, -1), noise, mask)
+    drawn = distribution.sample(distribution.masked(params.expand(20_000, -1), mask), noise)
     encoded = distribution.encode(drawn)
     first = 2 if space is DEEP else 0  # behind the two numbers of its Box
     assert (encoded[:, first] == 0).all()
@@ -400,10 +402,11 @@ def test_masked_choices_have_no_gradient_and_the_others_the_one_of_finite_differ
     mask = torch.ones(distribution.mask_size, dtype=torch.bool)
     mask[1] = mask[-1] = False
     params = params_for(distribution).requires_grad_()
-    action = distribution.sample(params.detach(), torch.zeros(distribution.noise_size), mask)
+    action = distribution.sample(distribution.masked(params.detach(), mask), torch.zeros(distribution.noise_size))
 
     def value(params):
-        return distribution.log_prob(params, action, mask) + 0.3 * distribution.entropy(params, mask)
+        cut = distribution.masked(params, mask)
+        return distribution.log_prob(cut, action) + 0.3 * distribution.entropy(cut)
 
     (gradient,) = torch.autograd.grad(value(params), params)
     assert gradient[[1, -1]].tolist() == [0.0, 0.0]
@@ -417,9 +420,7 @@ def test_masked_choices_have_no_gradient_and_the_others_the_one_of_finite_differ
 def test_where_nothing_is_allowed_everything_is():
     distribution = distribution_for(DISCRETE)
     params, nothing = params_for(distribution, 3), torch.zeros(3, 5, dtype=torch.bool)
-    action = distribution.mode(params, nothing)
-    assert torch.equal(distribution.log_prob(params, action, nothing), distribution.log_prob(params, action))
-    assert torch.equal(distribution.entropy(params, nothing), distribution.entropy(params))
+    assert torch.equal(distribution.masked(params, nothing), params)
 
 
 def test_an_environments_mask_is_flattened_in_the_spaces_order():
