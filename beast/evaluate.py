@@ -142,7 +142,7 @@ def record(task: Task, agent: Agent, seed: int, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "episode.mp4"
     writer = None
-    observation, _ = env.reset(seed=seed_for(seed, "video env"))
+    observation, info = env.reset(seed=seed_for(seed, "video env"))
     reward, over = 0.0, False
     try:
         while not over:
@@ -154,8 +154,10 @@ def record(task: Task, agent: Agent, seed: int, folder: Path) -> Path:
                 if not writer.isOpened():
                     raise OSError(f"OpenCV cannot write {path}")
             writer.write(image[..., ::-1])
-            action = agent.act(observation, reward)
-            observation, reward, terminated, truncated, _ = env.step(action)  # type: ignore[assignment]
+            columns = task.unroll.extra.items()  # zero where this row's info has none, as in training
+            extra = {name: np.asarray(info.get(name, np.zeros(s.shape)), s.dtype)[None] for name, s in columns}
+            action = agent.act(observation, reward, extra=extra)
+            observation, reward, terminated, truncated, info = env.step(action)  # type: ignore[assignment]
             over = terminated or truncated
     finally:
         if writer is not None:

@@ -11,7 +11,12 @@ import pytest
 from conftest import ROOT, rows
 
 FILES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name != "__init__.py")
-COLUMNS = {"custom_environment": "env/reached", "custom_algorithm": "kl_loss", "custom_model": "total_loss"}
+COLUMNS = {
+    "custom_environment": "env/reached",
+    "custom_algorithm": "kl_loss",
+    "custom_model": "total_loss",
+    "visit_counts": "total_loss",
+}
 """What a run with each one has in its logs."""
 
 
