@@ -101,12 +101,23 @@ def from_importance_weights(
         _check_rank(name, tensor, "log_rhos", log_rhos, fewer)
 
     rhos = log_rhos.exp()
-    clipped_rhos = _clip(rhos, clip_rho_threshold)
-    clipped_pg_rhos = _clip(rhos, clip_pg_rho_threshold)
-    cs = trace_lambda * _clip(rhos, clip_c_threshold)
+    return from_weights(
+        _clip(rhos, clip_rho_threshold), trace_lambda * _clip(rhos, clip_c_threshold), _clip(rhos, clip_pg_rho_threshold),
+        discounts, rewards, values, bootstrap_value,
+    )  # fmt: skip
 
+
+@torch.no_grad()
+def from_weights(
+    rhos: torch.Tensor, cs: torch.Tensor, pg_rhos: torch.Tensor, discounts: torch.Tensor, rewards: torch.Tensor,
+    values: torch.Tensor, bootstrap_value: torch.Tensor,
+) -> VTraceReturns:  # fmt: skip
+    """The recursion with any weights: of the temporal differences, of the traces between them, of the policy gradient.
+
+    All `[T, B, ...]`, but for `bootstrap_value`, `[B, ...]`.
+    """
     next_values = torch.cat([values[1:], bootstrap_value.unsqueeze(0)])
-    deltas = clipped_rhos * (rewards + discounts * next_values - values)  # [T, B, ...]
+    deltas = rhos * (rewards + discounts * next_values - values)  # [T, B, ...]
 
     # v_s - V(x_s) = delta_s + gamma_s c_s (v_{s+1} - V(x_{s+1})), from the end; nothing is left over at T.
     discounted_cs = discounts * cs
@@ -119,7 +130,7 @@ def from_importance_weights(
     vs = values + torch.stack(corrections)
 
     next_vs = torch.cat([vs[1:], bootstrap_value.unsqueeze(0)])
-    pg_advantages = clipped_pg_rhos * (rewards + discounts * next_vs - values)
+    pg_advantages = pg_rhos * (rewards + discounts * next_vs - values)
     return VTraceReturns(vs, pg_advantages)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from beast import vtrace
+from beast.algorithms.corrections import CORRECTIONS
 from beast.data import Batch, ModelOutput
 from beast.distributions import Distribution
 
@@ -32,6 +33,9 @@ class Config:
     """c bar of V-trace, the clip of the trace-cutting coefficients"""
     trace_lambda: float = 1.0
     """scales the trace-cutting coefficients"""
+    correction: str = "vtrace"
+    """for data of older policies: vtrace; one_step (only the policy gradient is weighted), epsilon (log(pi + 1e-6)) or none,
+    as the paper compares them"""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.discounting <= 1.0:
@@ -40,6 +44,8 @@ class Config:
             raise ValueError(
                 f"--reward_clipping must be one of {', '.join(REWARD_CLIPPING)}, got {self.reward_clipping!r}"
             )
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"--correction must be one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
         for name in ("clip_rho_threshold", "clip_pg_rho_threshold", "clip_c_threshold"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -81,19 +87,11 @@ def loss(
     target_log_prob = distribution.log_prob(target_logits, batch.action)
     behaviour_log_prob = distribution.log_prob(batch.behaviour_logits, batch.action)
     log_rhos = torch.where(real, target_log_prob.detach() - behaviour_log_prob, -torch.inf)
-    vs, pg_advantages = vtrace.from_importance_weights(
-        log_rhos,
-        discounts,
-        rewards,
-        values,
-        bootstrap_value,
-        config.clip_rho_threshold,
-        config.clip_pg_rho_threshold,
-        clip_c_threshold=config.clip_c_threshold,
-        trace_lambda=config.trace_lambda,
-    )
+    correction = CORRECTIONS[config.correction]
+    weights = correction.weights(log_rhos, config)
+    vs, pg_advantages = vtrace.from_weights(*weights, discounts, rewards, values, bootstrap_value)
 
-    pg_loss = -(target_log_prob * pg_advantages).sum()
+    pg_loss = -(correction.log_policy(target_log_prob) * pg_advantages).sum()
     baseline_loss = config.baseline_cost * 0.5 * (vs - values).square().sum()
     entropy_loss = -config.entropy_cost * torch.where(real, distribution.entropy(target_logits), 0.0).sum()
     total_loss = pg_loss + baseline_loss + entropy_loss

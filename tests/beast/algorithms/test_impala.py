@@ -382,6 +382,7 @@ def test_defaults_are_the_papers_for_atari():
         "clip_pg_rho_threshold": 1.0,
         "clip_c_threshold": 1.0,
         "trace_lambda": 1.0,
+        "correction": "vtrace",
     }
 
 
