@@ -58,15 +58,22 @@ def _named(form: Form) -> Form:
     )
 
 
-def _anything(value: Any) -> bool:
-    return True
+def _is_plain(value: Any, depth: int = 20) -> bool:
+    """As JSON would have it, nested so deep at most."""
+    if isinstance(value, list | tuple | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(part, depth - 1) for part in inner)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 FORM: dict[str, Any] = {
-    "config": _named(_anything),
+    "config": _named(_is_plain),
     "learner": {
         "model": _named(_is_weights),
-        "optimiser": {"state": lambda value: isinstance(value, dict), "param_groups": _each(_named(_anything))},
+        "optimiser": {
+            "state": lambda value: isinstance(value, dict),
+            "param_groups": _each(_named(lambda value: _is_plain(value) or _is_dense(value))),
+        },
         "steps": _is_count,
         "updates": _is_count,
     },
