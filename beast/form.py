@@ -58,15 +58,24 @@ def _named(form: Form) -> Form:
     )
 
 
-def _anything(value: Any) -> bool:
-    return True
+def _is_plain(value: Any, depth: int = 20, tensors: bool = False) -> bool:
+    """As JSON would have it (or with tensors too), nested so deep at most."""
+    if isinstance(value, list | tuple | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(part, depth - 1, tensors) for part in inner)
+    return value is None or isinstance(value, bool | int | float | str) or (tensors and _is_dense(value))
+
+
+def _is_tree(value: Any) -> bool:
+    """Plain, with tensors in it."""
+    return _is_plain(value, tensors=True)
 
 
 FORM: dict[str, Any] = {
-    "config": _named(_anything),
+    "config": _named(_is_plain),
     "learner": {
         "model": _named(_is_weights),
-        "algorithm": {"module": _named(_is_weights), "state": _named(_anything)},
+        "algorithm": {"module": _named(_is_weights), "state": _named(_is_tree)},
         "optimiser": {"name": lambda value: isinstance(value, str), "moments": _named(_is_weights)},
         "steps": _is_count,
         "updates": _is_count,
@@ -83,7 +92,7 @@ FORM: dict[str, Any] = {
     "restarts": _is_count,
     "skipped_updates": _is_count,
     # Not in all of them: of serial actors, and not in those of the first format.
-    "spaces?": {"observation": _named(_anything), "action": _named(_anything)},
+    "spaces?": {"observation": _named(_is_tree), "action": _named(_is_tree)},
     "past?": {
         "metrics": lambda value: value is None or _is_count(value),
         "incarnation": _is_count,

@@ -199,7 +199,7 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
     for name in _FIXED:
         if name in given and given[name] != flags.get(name):
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
-    if not is_name(flags.get("xpid") or "r"):
+    if not is_name(flags.get("xpid")):
         flags = flags | {"xpid": None}  # of a version that allowed it; the folder has its name already
     return flags | given
 

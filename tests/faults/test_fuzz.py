@@ -356,3 +356,16 @@ def test_a_checkpoint_nested_deeper_than_anyone_can_read(call, tmp_path, name):
         done = call(*command)
         if done.code:
             assert_one_line(done)
+
+
+def test_actions_that_a_game_does_not_have_are_not_replayed(call, tmp_path):
+    """The emulator does not look: it would hang, or read what is not its own."""
+    flags = ["--env", "PongNoFrameskip-v4", *SMALL[2:]]
+    assert call(*flags, "--xpid", "r", "--total_steps", 80).code == 0
+    (path,) = checkpoint.saved(tmp_path / "runs" / "r")
+    state = checkpoint.load(path)
+    state["past"]["actions"][:] = 200
+    torch.save(state, path)
+    done = call("--resume", "r", "--total_steps", 160)
+    assert done.code == 0, done.err
+    assert "goes on with fresh episodes" in done.out
