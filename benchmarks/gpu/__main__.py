@@ -20,8 +20,6 @@ from benchmarks.gpu.processes import adopt_orphans
 from benchmarks.gpu.verdict import headline, verdict
 
 SAME = ("cpu", "cores", "gpu", "torch", "git_commit")  # of which figures belong together
-
-
 NO_GPU = "no GPU here: everything is small, to show that the command works; its figures mean nothing"
 
 
@@ -38,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     adopt_orphans()
+    if not values.minutes and not (values.out / "gpu.json").exists():
+        return _refuse(f"--minutes 0 shows what is there, and there is no {values.out / 'gpu.json'}")
     try:
         results = Results(values.out)
     except InUse as error:

@@ -124,7 +124,7 @@ def learner(session: Session) -> None:
 
 
 def compiled(session: Session) -> None:
-    """The same by torch.compile, and a whole run of it."""
+    """An update by torch.compile, and a whole run with it."""
     if not session.on_gpu:
         _alone(session, [{"env": "Catch-v0", "model": "mlp", "batch_size": 2, "compile_model": True}])
         return

@@ -193,6 +193,7 @@ def test_figures_of_another_machine_or_commit_are_left_alone(tmp_path, monkeypat
 
 
 def test_what_cannot_be_used_is_refused_in_a_line(command, tmp_path):
+    assert "there is no" in refusal(command, "--minutes", 0)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "gpu.json").write_text('{"parts": 3}')
     assert "is not what this command writes" in refusal(command)
