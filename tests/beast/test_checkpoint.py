@@ -18,13 +18,16 @@ STATE: dict[str, Any] = {
     "config": {"env": "Catch-v0", "seed": 7},
     "learner": {
         "model": {"weight": torch.arange(600.0).view(20, 30), "bias": torch.ones(3)},
-        "optimiser": {"state": {0: {"square_avg": torch.ones(603)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "algorithm": {"module": {}, "state": {}},
+        "optimiser": {"name": "rmsprop", "moments": {"mean_square": torch.ones(603)}},
         "steps": 10,
         "updates": 1,
     },
     "reports": {"games": [(1.0, 9)], "env": {"caught": [1.0]}, "episodes": 1, "elapsed": 0.5, "history": [(8, 1.0)]},
     "torch_rng": torch.get_rng_state(),
     "resumes": 0,
+    "restarts": 0,
+    "skipped_updates": 0,
 }
 
 

@@ -160,7 +160,7 @@ def test_whatever_an_environment_answers_is_whole_or_an_error_of_its_own(script)
             break
         assert env.observation["image"].shape == (2, 2, 3)
         assert (env.observation["speed"].dtype, env.reward.dtype) == (np.float32, np.float32)
-        assert (env.metrics.shape, env.metrics.dtype) == ((2, 1), np.float32)
+        assert (env.metrics.shape, env.metrics.dtype) == ((2, len(group.metric_names)), np.float32)
         assert not np.isinf(env.episode_return).any()
         assert not (env.terminated & env.truncated).any()
 
