@@ -50,7 +50,7 @@ def test_the_pages_hold_commands():
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page.stem}: {command}"[:60] for page, command in ALL])
 def test_every_command_of_a_page_parses(call, tmp_path, page, command):
     files(page, tmp_path)
-    arguments = shlex.split(command.replace("$", ""))
+    arguments = shlex.split(re.sub(r"\$\w+", "1", command))
     if "--help" in arguments or "--help-all" in arguments:
         assert call(*arguments).code == 0
         return
