@@ -14,7 +14,7 @@ from beast import checkpoint, run_folder, trust
 from beast.checkpoint import CheckpointError
 from beast.config import Config, ConfigError, EnvironmentConfig, LearnerConfig, RunConfig
 from beast.envs import EnvError
-from beast.flags import Parser, preset_help
+from beast.flags import Parser
 from beast.policy import ModelError
 from beast.system import allow_open_files
 from beast.workers import WorkerError, warm_up
@@ -273,7 +273,7 @@ def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
     first.add_argument("--algorithm", default=LearnerConfig.algorithm)
     first.add_argument("--model")
     named = first.parse_known_args(arguments)[0]
-    parser = Parser(prog=prog, description=description, epilog=preset_help())
+    parser = Parser(prog=prog, description=description, brief=True)
     for group in Config.groups(named.algorithm, named.model).values():
         parser.add_dataclass(group)
     return parser

@@ -66,30 +66,32 @@ class EnvironmentConfig:
     """Environment"""
 
     env: str = "PongNoFrameskip-v4"
-    """an Atari or any Gymnasium id, my_package:MyEnv-v0 (imported for its ids), or my_package.my_module:make_env"""
+    """Which environment: an Atari or any other Gymnasium id, my_package:MyEnv-v0 (importing my_package registers it), or
+    my_package.my_module:make_env, a function of yours (docs/environments.md)."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """JSON object handed to the environment, e.g. '{"rows": 8}'"""
+    """Arguments for the environment, as a JSON object, for example '{"rows": 8}'."""
     full_action_set: bool = False
-    """Atari: all 18 actions instead of the game's own"""
+    """Use all 18 actions on Atari instead of those that the game needs."""
     action_repeat: int | None = None
-    """frames of the environment a step, rewards added up (default: 4 on Atari, else 1)"""
+    """Take each action for so many frames and add their rewards up (default: 4 on Atari, else 1)."""
     frame_stack: int | None = None
-    """the newest so many frames are the observation (default: 4 on Atari, else 1)"""
+    """Show the newest so many frames as one observation (default: 4 on Atari, else 1)."""
     resize: str | None = None
-    """pictures become 84 (both sides) or HEIGHTxWIDTH (default: 84 on Atari, else as they are)"""
+    """Scale pictures to 84 (both sides) or to HEIGHTxWIDTH (default: 84 on Atari, else as they are)."""
     grayscale: bool = False
-    """pictures become grey (Atari's are)"""
+    """Turn coloured pictures grey. (Atari's are grey in any case.)"""
     max_episode_steps: int | None = None
-    """an episode is cut after so many steps (default: as registered, 27,000 on Atari)"""
+    """Cut an episode after so many steps of the policy (default: as the environment is registered; 27,000 on Atari)."""
     wrapper: str = ""
-    """your own, my_package.my_module:wrap, called with the environment and put on inside all others (Atari: outside); several
-    with commas, the first one innermost"""
+    """Wrap each environment in my_package.my_module:wrap, a function of yours that takes an environment and returns one;
+    several with commas, the first one innermost. Yours lie inside the wrappers that flags ask for (on Atari outside)."""
     repeat_action_probability: float | None = None
-    """sticky actions: the last one is taken again with this probability (default: 0, for Atari as the id says)"""
+    """Repeat the last action instead of taking the new one with this probability (sticky actions; default: 0, on Atari
+    what the id says)."""
     life_loss: bool = True
-    """Atari: in training a lost life ends the return, not the game"""
+    """End the return, though not the game, when a life is lost on Atari; training only."""
     fire_on_life_loss: bool = False
-    """Atari: FIRE is taken after a lost life, whatever the policy chose"""
+    """Press FIRE after a lost life on Atari, whatever the policy chose."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "action_repeat", "frame_stack", "max_episode_steps")
@@ -116,13 +118,15 @@ class ActorsConfig:
     """Actors"""
 
     num_actors: int = 48
-    """environments that act at the same time, each with an unroll of its own"""
+    """How many environments run at once, over all processes (docs/tuning.md: about 24 a core)."""
     num_actor_processes: int | None = None
-    """processes that host them (default: one a core, at most num_actors); 0: serial mode, one process, reproducible"""
+    """How many processes share the environments (default: one for each CPU core, at most num_actors). 0 does everything
+    in one process, which is slower and exactly repeatable."""
     unroll_length: int = 20
-    """steps of an unroll (T)"""
+    """How many steps an actor collects before it hands them to the learner (T)."""
     num_buffers: int | None = None
-    """unrolls in shared memory (default: 2 * num_actors + batch_size)"""
+    """How many unrolls fit into shared memory (default: 2 * num_actors + batch_size; at least num_actors + batch_size);
+    rarely worth changing."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_actors", "unroll_length", "num_buffers")
@@ -149,29 +153,34 @@ class LearnerConfig:
     """Learner"""
 
     trainer: str = "monobeast"
-    """monobeast: actors run their own forwards; polybeast: one place batches the forwards of all who wait; or
-    my_package.my_beast with a function crew"""
+    """Who runs the network for the environments: with monobeast every actor process does so itself, on the CPU; with
+    polybeast one inference process does so for all, on the learner's device. my_package.my_beast is a trainer of your
+    own (beast/crew.py)."""
     algorithm: str = "impala"
-    """a file of beast/algorithms, or my_package.my_module with Config and loss"""
+    """Which loss: a file of beast/algorithms, or my_package.my_module, which defines Config and loss (docs/extend.md)."""
     model: str | None = None
-    """a file of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp), or my_package.my_module with a class
-    Model (default: by the observation space)"""
+    """Which network: a file of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp), or
+    my_package.my_module, which defines a class Model (default: atari_shallow for one picture of 36x36 or more, mlp for
+    vectors and choices, multi_input for small pictures, texts and mixtures)."""
     use_lstm: bool = False
-    """an LSTM after the features"""
+    """Put an LSTM after the network's features, so that the policy remembers."""
     total_steps: int = 50_000_000
-    """agent steps to learn from; the learning rate falls to 0 there"""
+    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 until then,
+    so ask for the length that you really want."""
     batch_size: int = 32
-    """unrolls a batch (B)"""
+    """How many unrolls the learner uses for each update (B)."""
     num_learner_threads: int | None = None
-    """one learns while the others assemble batches (default: 2 with a GPU, 1 without)"""
+    """How many threads the learner has: one trains, the others prepare the next batch (default: 2 with a GPU, 1 without)."""
     device: str = "auto"
-    """of the learner: auto, cpu, cuda, cuda:1, ..."""
+    """Where the learner runs, and inference with polybeast: cpu, cuda, cuda:1, and so on. auto takes the GPU if there is
+    one."""
     precision: str = "auto"
-    """what models compute in: float32, bfloat16, or auto (bfloat16 where model and hardware are made for it); the
-    optimiser's weights are float32 always"""
+    """What the networks compute in: float32, bfloat16, or auto, which takes bfloat16 where the network and the processor
+    are made for it. The optimiser always keeps float32."""
 
     compile_model: bool = False
-    """torch.compile the learner's model: half a minute at the start, fewer launches on a GPU, slower on a CPU"""
+    """Use torch.compile for the learner's network. It starts some seconds to half a minute later and is slower on a CPU
+    (docs/log.md)."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "total_steps", "batch_size", "num_learner_threads")
@@ -188,15 +197,16 @@ class InferenceConfig:
     """Inference (PolyBeast)"""
 
     inference: str = "process"
-    """process: on its own; thread: beside the learner"""
+    """Run inference in a process of its own (process), or as a thread of the learner's process (thread)."""
     inference_min_batch: int = 1
-    """environments that must wait before a forward runs"""
+    """Wait until so many environments need an action before the network runs."""
     inference_max_batch: int | None = None
-    """environments in a forward at most (default: num_actors)"""
+    """Let the network run for at most so many environments at a time (default: num_actors)."""
     inference_timeout_ms: float = 10.0
-    """milliseconds after which the longest waiting one is served in any case"""
+    """Never let an environment wait longer than so many milliseconds for a batch to fill up."""
     weights_sync: str = "unroll"
-    """unroll: weights change between unrolls only; step: at any step"""
+    """When inference takes up newer weights: with unroll a policy stays the same during an unroll, with step each forward
+    uses the newest."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "inference_min_batch", "inference_max_batch")
@@ -210,44 +220,48 @@ class RunConfig:
     """Run"""
 
     preset: str = "auto"
-    """defaults for a kind of task: atari, classic, minigrid, dmlab; auto: by the environment"""
+    """Which set of defaults to use: atari, classic, minigrid or dmlab. auto takes minigrid for MiniGrid and BabyAI,
+    classic for environments that get the model mlp, and atari for all others. Only atari and classic have been tuned,
+    on Pong and CartPole; dmlab has never been tried."""
     savedir: str = "runs"
-    """folder of run folders; `latest` in it points to the newest"""
+    """The folder that holds the run folders; `latest` in it points to the newest."""
     xpid: str | None = None
-    """name of the run (default: environment and time)"""
+    """The name of the run and of its folder (default: environment and time)."""
     resume: str | None = None
-    """a run folder, a run's name in savedir, or a checkpoint file to go on from; its own flags hold but for those given
-    here; auto: --xpid's run, started if there is nothing to go on from (for job scripts)"""
+    """Continue a run: give its folder, its name in savedir, or a checkpoint file. It keeps its own flags; flags that you
+    add here replace them. auto continues the run that --xpid names, or starts it if there is nothing to continue (for
+    job scripts)."""
     seed: int = 1
-    """of weights, environments and actions"""
+    """The random seed of everything: weights, environments and actions."""
     disable_checkpoint: bool = False
-    """save nothing but logs"""
+    """Save logs only, and no checkpoints."""
     checkpoint_every: float = 10.0
-    """minutes between checkpoints; the first comes within a minute, and one at the end in any case"""
+    """Save a checkpoint every so many minutes. The first one comes within a minute, and there is always one at the end."""
     keep_checkpoints: int = 3
-    """newest checkpoints kept; 0: all"""
+    """Keep the newest so many checkpoints; 0 keeps all."""
     eval_every: int = 0
-    """agent steps between evaluations in a process of their own; 0: none"""
+    """Play evaluation games every so many agent steps, in a separate process; 0 means never."""
     eval_episodes: int = 10
-    """episodes of each such evaluation"""
+    """How many games each such evaluation plays."""
     report_every: float = 5.0
-    """seconds between rows of logs.csv"""
+    """Write a row of logs.csv every so many seconds."""
     max_restarts: int = 5
-    """of one process within 10 minutes before the run gives up"""
+    """Give up after one process has died more than so many times within 10 minutes; the run saves a checkpoint first."""
     actor_timeout: float = 300.0
-    """seconds without a sign of life after which a process counts as hung and is replaced"""
+    """Replace a process that has shown no sign of life for so many seconds."""
     max_actor_memory: float | None = None
-    """MB that a process of actors may hold with all that its environments started (PSS; looked at every 2 seconds); one
-    that holds more is replaced between unrolls (default: no limit)"""
+    """Replace a process of actors, between two unrolls, when it and all that its environments started hold more than so
+    many MB (PSS, looked at every 2 seconds; default: no limit)."""
     max_skipped_updates: int = 10
-    """in a row, for NaN or infinity in loss, gradient, observation or reward, before the run gives up"""
+    """Give up after so many updates in a row were skipped because of NaN or infinity in loss, gradient, observation or
+    reward."""
     stop_at_return: float | None = None
-    """end the run, with a checkpoint, once the mean return of the last 100 full games has come to X; none: never"""
+    """End the run, with a checkpoint, once the mean return of the last 100 full games has reached X; none means never."""
     max_minutes: float | None = None
-    """end the run, with a checkpoint, X minutes after this start; none: never"""
+    """End the run, with a checkpoint, X minutes after this start; none means never."""
     callback: str | None = None
-    """my_package.my_module with functions that hear of updates, episodes and checkpoints, and may stop the run
-    (beast/callbacks.py)"""
+    """Call functions of yours after updates, episodes and checkpoints: my_package.my_module, which may also stop the run
+    (docs/extend.md)."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")

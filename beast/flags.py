@@ -19,12 +19,26 @@ from typing import Any, NoReturn
 
 from beast.config import PRESETS
 
+MOST_USED = ("env", "model", "num_actors", "total_steps", "seed", "xpid", "resume")
+_BRIEF_END = """[48; classic: 16] is the default, and what the preset classic makes of it: --help-all says who has which preset.
+All flags and presets: --help-all"""
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, `--some-flag` for `--some_flag`, and the nearest flag for a typo."""
+    """argparse with one-line errors, `--some-flag` for `--some_flag`, and the nearest flag for a typo.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        brief: whether `--help` shows only MOST_USED and the command's own flags, and `--help-all` the rest and the presets.
+        settings: argparse's own.
+    """
+
+    def __init__(self, brief: bool = False, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **settings)
+        self._rest: list[Any] = []  # groups of flags that only --help-all shows
+        self._most_used = self.add_argument_group("Most used") if brief else None
+        if brief:
+            self.usage = "%(prog)s [flags]"
+            self.add_argument("--help_all", action=_HelpAll, help="Show all flags and presets.")
 
     def parse(self, arguments: list[str]) -> dict[str, Any]:
         """Values of the flags that were given, and no others. Exits with status 2 on bad ones."""
@@ -42,9 +56,31 @@ class Parser(argparse.ArgumentParser):
         print(f"run.py: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
+    def format_help(self) -> str:
+        """The short help, where there is one: the flags used most, then the command's own."""
+        return self._format(all_flags=self._most_used is None)
+
+    def format_help_all(self) -> str:
+        """The same with all other flags, and the presets."""
+        return self._format(all_flags=True)
+
+    def _format(self, all_flags: bool) -> str:
+        groups, epilog = self._action_groups, self.epilog
+        if self._most_used is not None:
+            self._most_used._group_actions.sort(key=lambda action: MOST_USED.index(action.dest))
+            usual = [self._optionals, self._most_used, *self._rest]
+            own = [group for group in groups if group not in usual]
+            self._action_groups = [*own, self._most_used, *(self._rest if all_flags else []), self._optionals]
+            self.epilog = preset_help() if all_flags else _BRIEF_END
+        try:
+            return super().format_help()
+        finally:
+            self._action_groups, self.epilog = groups, epilog
+
     def add_dataclass(self, group: type, only: Container[str] | None = None) -> None:
         """One flag for each field, or for those of these names."""
         section = self.add_argument_group((group.__doc__ or group.__name__).splitlines()[0])
+        self._rest.append(section)
         hints, helps = typing.get_type_hints(group), field_docs(group)
         for field in dataclasses.fields(group):
             if only is not None and field.name not in only:
@@ -56,14 +92,30 @@ class Parser(argparse.ArgumentParser):
                 settings["action"] = _OnOff
             else:
                 settings["type"], settings["metavar"] = _parser_of(hints[field.name])
-                if default not in (None, ""):
-                    text += f" [{default:,}]" if type(default) is int and default > 9999 else f" [{default}]"
-            section.add_argument(f"--{field.name}", help=text.replace("%", "%%"), **settings)
+            text += _defaults_text(field.name, default)
+            where = self._most_used if self._most_used is not None and field.name in MOST_USED else section
+            where.add_argument(f"--{field.name}", help=text.replace("%", "%%"), **settings)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, _OnOff | _HelpAll):
+            return ", ".join(action.option_strings).replace("help_", "help-")
+        return super()._format_action_invocation(action)
+
+
+class _HelpAll(argparse.Action):
+    """`--help-all`: the long help, and the end."""
+
+    def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **settings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        parser._print_message(parser.format_help_all(), sys.stdout)
+        parser.exit()
 
 
 class _OnOff(argparse.Action):
@@ -179,10 +231,27 @@ def _own_field_docs(group: type) -> dict[str, str]:
     return docs
 
 
+def _defaults_text(name: str, default: Any) -> str:
+    """` [48; classic: 16]`: a flag's default, and what presets make of it; empty if there is neither."""
+    texts = [] if default is None or default is False or default in ("", {}) else [_value_text(default)]
+    others = ", ".join(f"{preset}: {_value_text(values[name])}" for preset, values in PRESETS.items() if name in values)
+    texts += [others] if others else []
+    return f" [{'; '.join(texts)}]" if texts else ""
+
+
+def _value_text(value: Any) -> str:
+    if type(value) is bool:
+        return str(value).lower()
+    return f"{value:,}" if type(value) is int and value > 9999 else str(value)
+
+
 def preset_help() -> str:
     """What each preset sets, for the end of the help."""
-    lines = ["presets (flags given by hand win):"]
+    lines = ["presets, sets of defaults that --preset auto chooses by the environment (flags that you give win):"]
     for name, values in PRESETS.items():
-        text = "  ".join(f"{key}={value}" for key, value in values.items()) or "the defaults, which are the paper's"
+        text = (
+            "  ".join(f"{key}={value}" for key, value in values.items())
+            or "the defaults: the paper's Atari settings; network and RMSProp differ (docs/paper.md)"
+        )
         lines += textwrap.wrap(text, 100, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
     return "\n".join(lines)

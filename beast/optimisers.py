@@ -16,28 +16,28 @@ class OptimiserConfig:
     """Optimiser"""
 
     optimiser: str = "rmsprop"
-    """rmsprop, as in the paper, or adam"""
+    """Which optimiser: rmsprop, as in the paper, or adam."""
     learning_rate: float = 6e-4
-    """step size at the start"""
+    """How large the optimiser's steps are at the start of training."""
     learning_rate_schedule: str = "linear"
-    """linear: the learning rate falls to 0 over total_steps; constant: it stays as it is"""
+    """How the learning rate goes on: linear lets it fall to 0 over total_steps, constant keeps it."""
     alpha: float = 0.99
-    """RMSProp: decay of the running mean of squared gradients"""
+    """How slowly RMSProp forgets: the decay of its running mean of squared gradients."""
     momentum: float = 0.0
-    """RMSProp: momentum; 0 means none"""
+    """How much momentum RMSProp has; 0 means none."""
     epsilon: float = 0.01
-    """RMSProp: small constant, outside the square root (torch) or inside it (tf)"""
+    """A small constant of RMSProp, outside the square root (torch) or inside it (tf)."""
     rmsprop_form: str = "torch"
-    """torch: PyTorch's RMSProp; tf: TensorFlow 1's, as in the paper's code (the mean square starts at 1, epsilon is inside
-    the root)"""
+    """Whose RMSProp: PyTorch's (torch), or TensorFlow 1's (tf) as in the paper's code, where the mean square starts at 1
+    and epsilon is inside the root."""
     adam_beta1: float = 0.9
-    """Adam: decay of the running mean of gradients"""
+    """How slowly Adam forgets gradients: the decay of their running mean."""
     adam_beta2: float = 0.999
-    """Adam: decay of the running mean of squared gradients"""
+    """How slowly Adam forgets squared gradients: the decay of their running mean."""
     adam_epsilon: float = 1e-5
-    """Adam: small constant outside the square root"""
+    """A small constant of Adam, outside the square root."""
     grad_norm_clipping: float = 40.0
-    """largest global norm of the gradient, longer ones are scaled down to it; 0 means no clip"""
+    """Scale a gradient down to this global norm if it is longer; 0 means no clip."""
 
     def __post_init__(self) -> None:
         for name, allowed in (

@@ -1,7 +1,7 @@
 """A real run whose processes are killed at random: `python -m benchmarks.chaos [--minutes 30] [--every 10] [flags of run.py]`.
 
 With `--every 0` nothing is killed: a soak. Either way memory (PSS of all its processes), open files and threads of the
-learner's process and the step rate are watched; the slopes are those of straight lines through all but the first fifth.
+learner's process and the step rate are watched. Growth per hour is that of a straight line fitted to the last 80 % of the run.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ def watch(run: Run, minutes: float, every: float, faults: list[str], chance: ran
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--every", type=float, default=10.0, help="seconds between kills; 0: none")
     parser.add_argument(

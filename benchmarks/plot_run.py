@@ -52,7 +52,7 @@ def summary(folder: Path, curve: Curve, levels: list[float]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Two panels: against frames, and against minutes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_run", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--labels", nargs="+", help="of the curves, one a run (default: the folders' names)")
     parser.add_argument("--out", type=Path, default=Path("curve.png"))

@@ -114,7 +114,9 @@ def _headline(figures: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 1 if a point failed, 2 if results are in the way, 130 if interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME",
                         help=", ".join(BENCHMARKS))  # fmt: skip
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement [12]")

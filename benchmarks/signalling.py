@@ -125,7 +125,7 @@ def measure(make: Callable[[], Any], seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Every way, in turn, three times; medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.signalling", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", metavar="FILE")
     values = parser.parse_args()

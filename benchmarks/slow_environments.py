@@ -49,7 +49,7 @@ def measure(trainer: str, task: dict[str, Any], seconds: float, flags: list[str]
 
 def main() -> None:
     """All tasks and beasts, in turn."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.slow_environments", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")

@@ -19,7 +19,7 @@ class Config(impala.Config):
     """Loss (IMPALA with a penalty on leaving the behaviour policy)"""
 
     kl_cost: float = 0.1
-    """weight of the penalty"""
+    """The weight of the penalty."""
 
 
 def loss(

@@ -21,7 +21,7 @@ class Model(ActorCritic):
         """Model (mlp)"""
 
         hidden_size: int = 128
-        """units in each of both hidden layers"""
+        """How many units each of the two hidden layers has."""
 
         def __post_init__(self) -> None:
             if self.hidden_size < 1:

@@ -14,7 +14,7 @@ from conftest import ROOT, assert_one_line
 
 from beast import commands
 from beast.config import PRESETS, Config, ConfigError
-from beast.flags import field_docs
+from beast.flags import MOST_USED, field_docs
 from beast.task import settle
 
 SERIAL = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--num_actor_processes", 0, "--total_steps", 160]
@@ -35,7 +35,7 @@ def parse(*arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", [[], ["train"], ["profile"]], ids=lambda c: (c or ["none"])[0])
 def test_help_shows_every_flag_of_every_group(call, command):
-    done = call(*command, "--model", "mlp", "--help")
+    done = call(*command, "--model", "mlp", "--help-all")
     assert done.code == 0
     assert not done.err
     for group in Config.groups("impala", "mlp").values():
@@ -54,6 +54,43 @@ def test_every_flag_has_a_help_text():
         assert field_docs(group).keys() >= {field.name for field in dataclasses.fields(group)}
 
 
+@pytest.mark.parametrize("command", [[], ["profile"], ["evaluate"]], ids=lambda c: (c or ["train"])[0])
+def test_every_flag_of_the_help_has_a_text_of_its_own(call, command):
+    """An entry begins in the third column; its text begins further right, on the same line or the next one."""
+    done = call(*command, "--model", "mlp", "--help" if command == ["evaluate"] else "--help-all")
+    entries = re.split(r"\n(?=  -)", done.out.partition("\npresets")[0])[1:]
+    assert len(entries) >= 6
+    for entry in entries:
+        flags, text = re.match(r"  (\S.*?)(?:  +|\n +)(\S.*)", entry, re.S).groups()
+        assert len(text.split()) >= 3, flags
+
+
+def test_every_setting_is_explained_by_whole_sentences():
+    groups = [*Config.groups("examples.custom_algorithm", "mlp").values(), *Config.groups("impala", None).values()]
+    for group in groups:
+        for name, text in field_docs(group).items():
+            assert text[:1].isupper(), name
+            assert text.endswith((".", ".)")), name
+            assert len(text.split()) >= 4, name
+
+
+def test_the_short_help_shows_the_flags_used_most_first(call):
+    done = call("--help")
+    assert re.findall(r"^  --(\w+)", done.out, re.M)[: len(MOST_USED)] == list(MOST_USED)
+    assert "--help-all" in done.out
+    assert "--entropy_cost" not in done.out
+    own = call("profile", "--help").out
+    assert own.index("--autotune") < own.index("--env")
+    assert "--entropy_cost" not in own
+
+
+def test_the_help_shows_what_presets_make_of_a_default(call):
+    out = " ".join(call("--help-all").out.split())
+    assert f"[48; classic: {PRESETS['classic']['num_actors']}, minigrid: {PRESETS['minigrid']['num_actors']}]" in out
+    assert "[50,000,000; classic: 500,000, " in out
+    assert "[PongNoFrameskip-v4]" in out
+
+
 def test_help_of_evaluate_names_no_training_flag(call):
     done = call("evaluate", "--help")
     assert done.code == 0
@@ -63,13 +100,13 @@ def test_help_of_evaluate_names_no_training_flag(call):
 
 
 def test_help_comes_with_the_flags_of_the_algorithm_that_is_named(call):
-    assert "--kl_cost" not in call("--help").out
-    assert "--kl_cost" in call("--algorithm", "examples.custom_algorithm", "--help").out
+    assert "--kl_cost" not in call("--help-all").out
+    assert "--kl_cost" in call("--algorithm", "examples.custom_algorithm", "--help-all").out
 
 
 def test_help_comes_with_the_flags_of_the_model_that_is_named(call):
-    assert "--hidden_size" not in call("--help").out
-    assert "--hidden_size" in call("--model", "mlp", "--help").out
+    assert "--hidden_size" not in call("--help-all").out
+    assert "--hidden_size" in call("--model", "mlp", "--help-all").out
 
 
 # -- typos ------------------------------------------------------------------------------------------------------------

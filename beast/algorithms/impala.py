@@ -18,24 +18,26 @@ class Config:
     """Loss (IMPALA)"""
 
     discounting: float = 0.99
-    """gamma"""
+    """How much a reward one step later counts (gamma)."""
     baseline_cost: float = 0.5
-    """weight of the value loss"""
+    """The weight of the value loss."""
     entropy_cost: float = 0.01
-    """weight of the entropy bonus"""
+    """The weight of the entropy bonus, which keeps the policy from settling too early."""
     reward_clipping: str = "abs_one"
-    """abs_one: clip(r, -1, 1); soft_asymmetric: tanh(r/5), 5 times it where positive, 1.5 times where negative; none"""
+    """What the loss makes of a reward r: abs_one clips it to [-1, 1]; soft_asymmetric takes 5 tanh(r/5) if r > 0, else
+    1.5 tanh(r/5); none leaves it. Logged returns are never clipped."""
     clip_rho_threshold: float | None = 1.0
-    """rho bar of V-trace, the clip of the importance weights in the value targets; none: no clip"""
+    """The largest importance weight in V-trace's value targets (rho bar in the paper); none means unlimited."""
     clip_pg_rho_threshold: float | None = 1.0
-    """the clip of the importance weight of the policy gradient"""
+    """The largest importance weight in the policy gradient; none means unlimited."""
     clip_c_threshold: float | None = 1.0
-    """c bar of V-trace, the clip of the trace-cutting coefficients"""
+    """The largest of the factors that carry V-trace's corrections back in time (c bar in the paper); none means
+    unlimited."""
     trace_lambda: float = 1.0
-    """scales the trace-cutting coefficients"""
+    """A factor on those factors (lambda in the paper); below 1 corrections reach less far back."""
     correction: str = "vtrace"
-    """for data of older policies: vtrace; one_step (only the policy gradient is weighted), epsilon (log(pi + 1e-6)) or none,
-    as the paper compares them"""
+    """How data of older policies is treated: vtrace; or, to compare with it as the paper does, one_step (only the policy
+    gradient is weighted), epsilon (log(pi + 1e-6) is differentiated) or none."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.discounting <= 1.0:
