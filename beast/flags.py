@@ -17,6 +17,7 @@ import typing
 from collections.abc import Container
 from typing import Any, NoReturn
 
+from beast import names
 from beast.config import PRESETS
 
 
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         return vars(values)
 
     def error(self, message: str) -> NoReturn:
-        print(f"run.py: error: {message}", file=sys.stderr)
+        print(f"{names.typed}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
     def add_dataclass(self, group: type, only: Container[str] | None = None) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import psutil
+from beast.polybeast.mailbox import Line, Request
 
 from beast.data import ArraySpec
 from beast.shared import SharedArrays
 from beast.system import machine
-from polybeast.mailbox import Line, Request
 
 
 class Pipes:

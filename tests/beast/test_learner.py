@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from beast.models import impala_shallow, mlp
 from gymnasium import spaces
 from torch import nn
 from torch.testing import assert_close
@@ -22,7 +23,6 @@ from beast.flat import FlatModel
 from beast.gradients import Gradients
 from beast.learner import Learner, master_parameters
 from beast.optimisers import OptimiserConfig
-from models import impala_shallow, mlp
 
 RMSPROP = json.loads((Path(__file__).parents[1] / "data" / "rmsprop.json").read_text())
 T, B, A = 4, 3, 2

@@ -28,7 +28,7 @@ ENV = """
 """
 MODEL = """
     import pathlib
-    from models.mlp import Model
+    from beast.models.mlp import Model
     pathlib.Path("IMPORTED").touch()
 """
 ALGORITHM = """

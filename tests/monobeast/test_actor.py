@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from beast.monobeast.actor import Actors, run
 
 from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
 from beast.data import Chosen, flatten, map_nested, restack
@@ -15,7 +16,6 @@ from beast.policy import ModelChoice, seed_for
 from beast.unrolls import UnrollStore
 from beast.weights import Weights
 from beast.workers import Board, Worker, Workers
-from monobeast.actor import Actors, run
 
 ENV_FIELDS = ("observation", "reward", "terminated", "truncated", "first", "last_action")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # one forward over T rows rounds otherwise than T forwards over one

@@ -1,9 +1,9 @@
 """A model that normalises its observations by their running mean and variance."""
 
 import torch
+from beast.models.base import ActorCritic
 
 from beast.statistics import RunningStatistics
-from models.base import ActorCritic
 
 
 class Model(ActorCritic):

@@ -7,6 +7,7 @@ import multiprocessing.connection
 
 import numpy as np
 import torch
+from beast.monobeast.actor import Actors
 
 from beast.actors import ActorArguments
 from beast.algorithms import algorithm_of
@@ -16,7 +17,6 @@ from beast.flat import FlatModel
 from beast.gradients import Gradient, Gradients
 from beast.sources import Work
 from beast.unrolls import UnrollStore
-from monobeast.actor import Actors
 
 
 class FromWorkers:

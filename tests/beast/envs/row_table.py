@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import torch
+from beast.monobeast.actor import Actors
 from gymnasium import spaces
 
 from beast.actors import ActorArguments, Unwatched
@@ -15,7 +16,6 @@ from beast.task import settle
 from beast.trace import Clock
 from beast.unrolls import UnrollStore
 from beast.weights import Weights
-from monobeast.actor import Actors
 
 ENV_FIELDS = ("observation", "reward", "terminated", "truncated", "first", "last_action")
 
