@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-from beast.polybeast.mailbox import Line, Request
 
 from beast.data import ArraySpec
+from beast.polybeast.mailbox import Line, Request
 from beast.shared import SharedArrays
 from beast.system import machine
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from beast.models import impala_shallow, mlp
 from gymnasium import spaces
 from torch import nn
 from torch.testing import assert_close
@@ -22,6 +21,7 @@ from beast.distributions import distribution_for
 from beast.flat import FlatModel
 from beast.gradients import Gradients
 from beast.learner import Learner, master_parameters
+from beast.models import impala_shallow, mlp
 from beast.optimisers import OptimiserConfig
 
 RMSPROP = json.loads((Path(__file__).parents[1] / "data" / "rmsprop.json").read_text())

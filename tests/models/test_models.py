@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from beast.models.base import ImageInput, Memory
 from gymnasium import spaces
 from torch.testing import assert_close
 
 import models
 from beast.data import ModelInput
 from beast.envs.spaces import BUCKETS, Codes, Words
+from beast.models.base import ImageInput, Memory
 
 IMAGE_MODELS = ["atari_shallow", "impala_resnet", "impala_shallow"]
 ALL_MODELS = [*IMAGE_MODELS, "mlp", "multi_input"]

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from beast.monobeast.actor import Actors, run
 
 from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
 from beast.data import Chosen, flatten, map_nested, restack
 from beast.envs import EnvChoice
 from beast.flat import FlatModel
+from beast.monobeast.actor import Actors, run
 from beast.policy import ModelChoice, seed_for
 from beast.unrolls import UnrollStore
 from beast.weights import Weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from beast.polybeast.batcher import Batcher
 from beast.polybeast.mailbox import Request
 

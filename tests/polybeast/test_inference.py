@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from beast.polybeast.batcher import Batcher
 from beast.polybeast.inference import Inference
 from beast.polybeast.mailbox import Request

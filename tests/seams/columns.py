@@ -2,12 +2,12 @@
 
 import gymnasium
 import numpy as np
-from beast.models import mlp
 from gymnasium import spaces
 
 from beast import algorithms
 from beast.algorithms import impala
 from beast.data import ArraySpec
+from beast.models import mlp
 
 SEEN = []
 """Batches that the loss was given, as (mask, action, doubt, lives)."""

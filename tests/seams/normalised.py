@@ -1,8 +1,8 @@
 """A model that normalises its observations by their running mean and variance."""
 
 import torch
-from beast.models.base import ActorCritic
 
+from beast.models.base import ActorCritic
 from beast.statistics import RunningStatistics
 
 

@@ -8,7 +8,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from beast.monobeast.train import crew
 from seams import columns, pop_art
 
 from beast import checkpoint
@@ -18,6 +17,7 @@ from beast.evaluation import load_model
 from beast.flat import FlatModel
 from beast.gradients import Gradients
 from beast.learner import Learner, master_parameters
+from beast.monobeast.train import crew
 from beast.optimisers import OptimiserConfig
 from beast.policy import Policy
 from beast.ranks import Ranks

@@ -7,7 +7,6 @@ import multiprocessing.connection
 
 import numpy as np
 import torch
-from beast.monobeast.actor import Actors
 
 from beast.actors import ActorArguments
 from beast.algorithms import algorithm_of
@@ -15,6 +14,7 @@ from beast.config import algorithm_module
 from beast.crew import Crew, WorkerPlan
 from beast.flat import FlatModel
 from beast.gradients import Gradient, Gradients
+from beast.monobeast.actor import Actors
 from beast.sources import Work
 from beast.unrolls import UnrollStore
 

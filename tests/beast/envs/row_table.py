@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import torch
-from beast.monobeast.actor import Actors
 from gymnasium import spaces
 
 from beast.actors import ActorArguments, Unwatched
 from beast.data import flatten, map_nested, restack
 from beast.flat import FlatModel
+from beast.monobeast.actor import Actors
 from beast.task import settle
 from beast.trace import Clock
 from beast.unrolls import UnrollStore
