@@ -1,1 +1,55 @@
-"""What both beasts share: the store, the learner, the loop, and the words they speak (`data.py`)."""
+"""Beast, an IMPALA trainer for one machine, from Python: `train`, `evaluate`, `load`.
+
+    run = beast.train(env="CartPole-v1", stop_at_return=400)
+    print(beast.evaluate(run, episodes=20)["mean"])
+    action = beast.load(run).act(observation)
+
+Everything is imported when it is first used, so that `import beast` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from beast import paths
+
+if TYPE_CHECKING:
+    from beast.agent import Agent as Agent
+    from beast.api import evaluate as evaluate
+    from beast.api import load as load
+    from beast.api import train as train
+    from beast.checkpoint import CheckpointError as CheckpointError
+    from beast.config import ConfigError as ConfigError
+    from beast.envs import EnvError as EnvError
+    from beast.policy import ModelError as ModelError
+    from beast.workers import WorkerError as WorkerError
+
+__version__ = "0.1.0"
+
+paths.find_packages_beside()
+
+_HOMES = {
+    "train": "api",
+    "evaluate": "api",
+    "load": "api",
+    "Agent": "agent",
+    "ConfigError": "config",
+    "EnvError": "envs",
+    "ModelError": "policy",
+    "CheckpointError": "checkpoint",
+    "WorkerError": "workers",
+}
+"""The module of each public name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'beast' has no attribute {name!r}")
+    from importlib import import_module
+
+    globals()[name] = value = getattr(import_module(f"beast.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -69,9 +69,14 @@ class Agent:
         return map_nested(lambda array: array[0], actions) if one else actions
 
     def choose(
-        self, observation: Nested, reward: Any = None, first: Any = None, extra: dict[str, Array] | None = None
-    ) -> Chosen:
-        """`act` for `[E]` observations; actions as an unroll stores them, with logits and the model's own columns."""
+        self, observation: Nested, reward: Any = None, first: Any = None, extra: dict[str, Array] | None = None,
+        last_action: Array | None = None,
+    ) -> Chosen:  # fmt: skip
+        """`act` for `[E]` observations; actions as an unroll stores them, with logits and the model's own columns.
+
+        Args:
+            last_action: `[E]` (+ `[N]`), as stored: what was done, if it was not what the last call chose.
+        """
         num_envs = len(flatten(observation)[0])
         policy, action = self.policy, self.policy.distribution.action_spec
         opening = self._last_action is None
@@ -82,6 +87,8 @@ class Agent:
             raise ValueError(f"{num_envs} observations after {len(self._last_action)}: call reset() in between")
         firsts = np.broadcast_to(np.asarray(opening if first is None else first, bool), num_envs).copy()
         rewards = np.broadcast_to(np.asarray(0.0 if reward is None else reward, np.float32), num_envs).copy()
+        if last_action is not None:
+            self._last_action = np.array(last_action, action.dtype)
         self._last_action[firsts] = 0
         row = _Row(observation, rewards, self._last_action, firsts, extra or {})
         if reward is None and not firsts.all() and not self._warned:

@@ -14,7 +14,7 @@ from beast.algorithms import algorithm_of
 from beast.callbacks import Callbacks, callback_module
 from beast.config import Config, algorithm_module
 from beast.crew import Crew, WorkerPlan, beast_module
-from beast.evaluate import Evaluator
+from beast.evaluation import Evaluator
 from beast.finite import SkippedUpdates
 from beast.flat import FlatModel
 from beast.gradients import Gradients

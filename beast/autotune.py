@@ -16,9 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from beast import paths
 from beast.config import Config, ConfigError
 from beast.flags import to_arguments
 from beast.forkserver import PR_SET_PDEATHSIG, prctl
+from beast.names import to_type
 from beast.run_folder import git_commit
 from beast.system import machine, usable_cores
 
@@ -48,7 +50,7 @@ class Point:
 
 
 def profile_of(values: dict[str, Any], *own: str, timeout: float = PATIENCE) -> dict[str, Any]:
-    """The figures of `run.py profile` in a process of its own, so that nothing carries over.
+    """The figures of `profile` in a process of its own, so that nothing carries over.
 
     Args:
         values: flags of the trainer by name.
@@ -59,8 +61,12 @@ def profile_of(values: dict[str, Any], *own: str, timeout: float = PATIENCE) -> 
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        program = str(Path(__file__).parents[1] / "run.py")
-        command = [sys.executable, program, "profile", *to_arguments(values), *own, "--json", str(file)]
+        # Imports come from where this process has them; `-m beast` could take another's `beast` in the current folder.
+        program = (
+            f"import sys; sys.path.insert(0, {paths.ROOT!r}); from beast import cli; "
+            f"sys.path[:] = {paths.as_it_is()!r}; sys.exit(cli.main())"
+        )
+        command = [sys.executable, "-c", program, "profile", *to_arguments(values), *own, "--json", str(file)]
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             preexec_fn=partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM),
@@ -72,7 +78,7 @@ def profile_of(values: dict[str, Any], *own: str, timeout: float = PATIENCE) -> 
                 raise PointFailed(f"it took longer than {timeout:.0f} s") from None
         if process.returncode:
             line = (errors.strip() or f"exit status {process.returncode}").splitlines()[-1]
-            raise PointFailed(line.removeprefix("run.py: error: "))
+            raise PointFailed(line.removeprefix("beast: error: "))
         figures: dict[str, Any] = json.loads(file.read_text())
         return figures
 
@@ -209,7 +215,7 @@ def autotune(given: dict[str, Any], budget: float) -> dict[str, Any]:
     """
     search = Search(given, budget, min(SECONDS, budget / 10))
     best = search.run()
-    command = shlex.join(["python", "run.py", *to_arguments(given | best.changes)])
+    command = shlex.join([*to_type().split(), *to_arguments(given | best.changes)])
     faster = best.sps / search.points[0].sps
     how = f"{faster:.2f} times the settings given" if best.changes else "the settings given"
     print(f"fastest of {len(search.points)}: {best.sps:,.0f} steps/s, {how}\n\n    {command}\n")

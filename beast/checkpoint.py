@@ -169,15 +169,15 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(
-    path: Path, state: dict[str, Any], given: dict[str, Any], trusted: bool, replaced: tuple[str, ...] = ()
+    path: Path, state: dict[str, Any], given: dict[str, Any] | None, trusted: bool, replaced: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The settings in a checkpoint, once it is certain that following them runs no code but what the reader agreed to.
 
     Args:
         path: where `state` was read from.
-        given: what the reader typed: settings of the same value need no trust.
+        given: what the reader typed: settings of the same value need no trust; None: nothing can be typed.
         trusted: the reader trusts the file.
-        replaced: settings of the file that will not be followed, because the reader typed others.
+        replaced: settings of the file that will not be followed, because the reader typed others or only wants to act.
 
     Raises:
         CheckpointError: if it names code, and neither is it this user's nor did the reader name or trust that.
@@ -186,7 +186,7 @@ def settings_of(
     named = {
         name: value
         for name, value in trust.code_in(config).items()
-        if name not in replaced and (name not in given or given[name] != value)
+        if name not in replaced and (not given or name not in given or given[name] != value)
     }
     if not named or trusted:
         return config
@@ -199,9 +199,10 @@ def settings_of(
     flags = ", ".join(
         f"--{name} {value if isinstance(value, str) else repr(value)}"[:80] for name, value in named.items()
     )
+    consent = "" if given is None else f", or give the same {' and '.join(f'--{name}' for name in named)}"
     raise CheckpointError(
-        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust if you trust it, or "
-        f"give the same {' and '.join(f'--{name}' for name in named)}"
+        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust (from Python: trust=True) "
+        f"if you trust it{consent}"
     )
 
 

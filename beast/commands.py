@@ -1,30 +1,26 @@
-"""The three commands: what they take, what they call, how they end."""
+"""The commands: what they take, which function of `api.py` they call, what they print, how they end."""
 
 from __future__ import annotations
 
 import difflib
 import errno
 import sys
-import tempfile
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from beast import checkpoint, run_folder, trust
+import beast
+from beast import api, checkpoint, names, trust
 from beast.checkpoint import CheckpointError
 from beast.config import Config, ConfigError, EnvironmentConfig, LearnerConfig, RunConfig
 from beast.envs import EnvError
 from beast.flags import Parser
 from beast.policy import ModelError
-from beast.system import allow_open_files
 from beast.workers import WorkerError, warm_up
 
-if TYPE_CHECKING:
-    from beast.task import Task
-
-_ABOUT = """python run.py [train] [flags]: train a policy, or go on with a run (--resume RUN).
-python run.py evaluate --checkpoint RUN: play full games with it.
-python run.py profile: say where the time goes. Each command has its own --help."""
+_ABOUT = """{0} [train] [flags]: train a policy, or go on with a run (--resume RUN).
+{0} evaluate --checkpoint RUN: play full games with it.
+{0} profile: say where the time goes. Each command has its own --help."""
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -52,98 +48,32 @@ def run(command: str, arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             return _fail("too many open files: raise the limit (ulimit -n) or lower --num_actor_processes", 1)
         traceback.print_exc()  # of the user's own code, most likely: where it happened says more than we can
-        return _fail(f"{type(error).__name__}: {_line(error)}", 1)
+        return _fail(f"{type(error).__name__}: {api.one_line(error)}", 1)
 
 
 def _fail(message: str, status: int) -> int:
     """One line, whatever is in the message: it may quote names from a file."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    print(f"run.py: error: {line}", file=sys.stderr)
+    print(f"{names.typed}: error: {line}", file=sys.stderr)
     return status
 
 
 def train(arguments: list[str]) -> int:
     """Train, or go on with a run."""
-    parser = _train_parser("run.py", _ABOUT, arguments)
+    parser = _train_parser(names.typed, _ABOUT.format(names.to_type()), arguments)
+    parser.add_argument("--version", action="version", version=f"beast {beast.__version__}")
     _add_trust(parser)
     values = parser.parse(arguments)
     trusted = values.pop("trust")
-    if values.get("num_actor_processes") != 0:
-        warm_up()  # it imports torch on another core while this process does
-    from beast.task import settle
-
-    folder = run_folder.to_resume(values)
-    if folder is None:
-        config, task = settle(values)  # before anything is made
-        _check_machine(config, task)
-        folder = run_folder.make(config)
-        with run_folder.locked(folder):
-            run_folder.begin(folder, config)
-            return _train(config, task, folder, None, [])
-    with run_folder.locked(folder):
-        notes: list[str] = []
-        name = values["resume"] if values["resume"] != "auto" else str(folder)
-        path, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
-        flags = checkpoint.settings_of(path, state, values, trusted)
-        config, task = settle(run_folder.flags_to_resume(folder, flags, values))
-        steps = state["learner"]["steps"]
-        if steps >= config.learner.total_steps:
-            print(*notes, f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.", sep="\n")
-            return 0
-        _check_machine(config, task)
-        run_folder.take_up(folder, config, steps)
-        return _train(config, task, folder, state, notes)
-
-
-def _train(config: Config, task: Task, folder: Path, state: dict[str, Any] | None, notes: list[str]) -> int:
-    """Train in a folder that is locked; `notes` are for its log."""
-    from beast.assemble import assemble
-
-    try:
-        trainer = assemble(config, task, folder, state)
-    except BaseException as error:
-        if state is None:
-            run_folder.undo(folder)
-        if isinstance(error, OSError):
-            raise ConfigError(f"cannot start in {folder}: {error}") from error
-        known = ConfigError, EnvError, ModelError, CheckpointError, MemoryError
-        if state is None or isinstance(error, known) or not isinstance(error, Exception):
-            raise
-        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's says enough
-        raise CheckpointError(  # keys or shapes of another network
-            f"{folder}: its checkpoint does not fit --model {config.learner.model}: {kind}{_line(error)}"
-        ) from error
-    run_folder.point_latest_to(folder)
-    for note in notes:
-        trainer.reports.tell(note)
-    actors = config.actors
-    trainer.reports.tell(
-        f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
-        f"{actors.num_actors} actors in {'this process' if actors.serial else f'{actors.processes} processes'}, "
-        f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
-    )
-    return trainer.run()
-
-
-def _check_machine(config: Config, task: Task) -> None:
-    """Before anything is written.
-
-    Raises:
-        ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised.
-    """
-    from beast.memory import check_memory
-
-    check_memory(config, task)
-    if (limit := allow_open_files()) < config.open_files:
-        raise ConfigError(
-            f"up to {config.open_files} open files are needed, the limit is {limit}: raise it (ulimit -n "
-            f"{config.open_files}) or lower --num_actor_processes"
-        )
+    ended = api.run_training(values, trusted, (), print)
+    return 128 + ended.signal if ended.signal else 0
 
 
 def evaluate(arguments: list[str]) -> int:
     """Play episodes with a checkpoint."""
-    parser = Parser(prog="run.py evaluate", description="Play full games with a checkpoint; it holds every setting.")
+    parser = Parser(
+        prog=f"{names.typed} evaluate", description="Play full games with a checkpoint; it holds every setting."
+    )
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -161,30 +91,15 @@ def evaluate(arguments: list[str]) -> int:
     for group in (EnvironmentConfig, LearnerConfig, RunConfig):
         parser.add_dataclass(group, only=trust.NAMES_CODE)
     values = parser.parse(arguments)
-    for name, least in (("episodes", 1), ("seed", 0)):
-        if values[name] is not None and values[name] < least:
-            parser.error(f"--{name} must be at least {least}, got {values[name]}")
     video = Path(values["video"]) if values["video"] else None
     file = Path(values["json"]) if values["json"] else None
-    if video:
-        _make_writable("video", video)
     if file:
-        _make_writable("json", file.parent)
-    path, state = checkpoint.load_newest(values["checkpoint"], values["savedir"], print)
+        api.make_writable("json", file.parent)
     given = {name: values[name] for name in trust.NAMES_CODE if name in values}
-    # What differs from the file is another task of the same spaces; what equals it says that the reader knows of it.
-    own: dict[str, Any] = state["config"]
-    replaceable = [name for name in ("env", "env_kwargs") if name in given]
-    other: dict[str, Any] = {name: given[name] for name in replaceable if given[name] != own.get(name)}
-    if "env" in other:
-        other.setdefault("env_kwargs", {})
-    flags = checkpoint.settings_of(path, state, given | other, values["trust"], replaced=tuple(other))
-    for name, value in given.items():
-        if name not in other and value != flags.get(name):
-            raise ConfigError(f"--{name} {value}: {path} was made with {flags.get(name)}")
-    from beast.evaluate import from_checkpoint
-
-    result = from_checkpoint(path, state, values["episodes"], values["seed"], values["deterministic"], video, other)
+    result = api.run_evaluation(
+        values["checkpoint"], values["savedir"], values["episodes"], values["deterministic"], values["seed"], video,
+        values["trust"], given, print,
+    )  # fmt: skip
     print(
         f"{result['env']} at step {result['step']:,}: mean return {result['mean']:.2f}, median {result['median']:.2f}, "
         f"standard deviation {result['std']:.2f}, from {result['min']:g} to {result['max']:g} over {result['episodes']} "
@@ -201,7 +116,7 @@ def evaluate(arguments: list[str]) -> int:
 def profile(arguments: list[str]) -> int:
     """Run the real trainer for a while and say where the time goes."""
     parser = _train_parser(
-        "run.py profile", "Train for a while without saving anything, and say where the time goes.", arguments
+        f"{names.typed} profile", "Train for a while without saving anything, and say where the time goes.", arguments
     )
     add = parser.add_argument_group("Profile").add_argument
     add(
@@ -227,7 +142,7 @@ def profile(arguments: list[str]) -> int:
         parser.error("--seconds must be positive, --warm_up not negative")
     files = {name: Path(own[name]) for name in ("trace", "json") if own[name]}
     for name, file in files.items():
-        _make_writable(name, file.parent)
+        api.make_writable(name, file.parent)
     if own["autotune"]:
         from beast.autotune import autotune
 
@@ -238,26 +153,13 @@ def profile(arguments: list[str]) -> int:
         from beast.task import settle
 
         config, task = settle(values)
-        _check_machine(config, task)
+        api.check_machine(config, task)
         what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
         figures = measure(config, task, what)
         show(figures)
     if "json" in files:
         _write_json(files["json"], figures)
     return 0
-
-
-def _make_writable(flag: str, folder: Path) -> None:
-    """Make a folder and try it, before the work whose result goes there.
-
-    Raises:
-        ConfigError: if that fails.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(f"--{flag}: cannot write to {folder}: {error.strerror}") from error
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -287,8 +189,4 @@ def _add_trust(parser: Parser) -> None:
 
 
 def _train_values(arguments: list[str]) -> dict[str, Any]:
-    return _train_parser("run.py", _ABOUT, arguments).parse(arguments)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return _train_parser(names.typed, "", arguments).parse(arguments)

@@ -7,6 +7,7 @@ optimiser's with the optimiser.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
@@ -389,17 +390,16 @@ class Config:
             ConfigError: naming the wrong setting.
         """
         groups = {}
-        left = dict(values)
+        left = set(values)
         _check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
         for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm), values.get("model")).items():
-            own = {f.name: left.pop(f.name) for f in dataclasses.fields(group) if f.name in left}
-            _check_types(group, own)
-            try:
-                groups[name] = group(**own)
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
+            groups[name] = section(group, values)
+            left -= {f.name for f in dataclasses.fields(group)}
         if left:
-            raise ConfigError(f"unknown settings: {', '.join(sorted(left))}")
+            known = [f.name for group in groups.values() for f in dataclasses.fields(group)]
+            near = difflib.get_close_matches(min(left), known, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown settings: {', '.join(sorted(left))}{hint}")
         return cls(**groups)
 
     def flat(self) -> dict[str, Any]:
@@ -413,6 +413,20 @@ class Config:
     def replace(self, **values: Any) -> Config:
         """The same with other values, by flag name."""
         return Config.from_flat(self.flat() | values)
+
+
+def section(group: type, values: dict[str, Any]) -> Any:
+    """One group of settings from flag values, among which may be others'.
+
+    Raises:
+        ConfigError: naming the wrong setting.
+    """
+    own = {f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
+    _check_types(group, own)
+    try:
+        return group(**own)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def algorithm_module(name: str) -> Any:

@@ -57,7 +57,7 @@ def beast_module(trainer: str) -> Any:
         ConfigError: if there is none, or it defines no crew.
     """
     try:
-        module = import_named(trainer if "." in trainer else f"{trainer}.train")
+        module = import_named(trainer if "." in trainer else f"beast.{trainer}.train")
     except NoSuchModule as error:
         raise ConfigError(
             f"no --trainer {trainer!r}: use monobeast, polybeast, or a module of your own (my_package.my_beast) that can be "

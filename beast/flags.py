@@ -17,6 +17,7 @@ import typing
 from collections.abc import Container
 from typing import Any, NoReturn
 
+from beast import names
 from beast.config import PRESETS
 
 MOST_USED = ("env", "model", "num_actors", "total_steps", "seed", "xpid", "resume")
@@ -53,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         return vars(values)
 
     def error(self, message: str) -> NoReturn:
-        print(f"run.py: error: {message}", file=sys.stderr)
+        print(f"{names.typed}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
     def format_help(self) -> str:

@@ -1,4 +1,4 @@
-"""Modules by the names that users type: models, algorithms and environments of their own are found here."""
+"""What users type: the command itself, and names of modules (models, algorithms, environments of their own)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import importlib
 import os
 import sys
 from types import ModuleType
+
+typed = "python -m beast"
+"""How this program was called, for messages: `beast`, `python -m beast` (from Python too), `run.py`. `cli.main` sets it."""
+
+
+def to_type() -> str:
+    """The command that calls this program again."""
+    return "python run.py" if typed == "run.py" else typed
 
 
 class NoSuchModule(ImportError):
@@ -22,7 +30,7 @@ def import_named(path: str) -> ModuleType:
     """
     if path.startswith("."):
         raise NoSuchModule(name=path)  # it would be relative to nothing
-    if path.partition(".")[0] not in ("beast", "models") and os.getcwd() not in sys.path:
+    if path.partition(".")[0] != "beast" and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that nothing in it is taken for ours
     try:
         return importlib.import_module(path)

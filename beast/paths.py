@@ -2,6 +2,9 @@
 
 Python itself puts the script's folder, or the current one, first: a `random.py` there would be taken for the standard
 library's. This module imports nothing but what is there when Python starts.
+
+What is installed has one name at the top, `beast`. In the source tree three of its packages lie beside it, where they are
+easier to find (setup.cfg, package_dir); their names are the same: `beast.models`, `beast.monobeast`, `beast.polybeast`.
 """
 
 from __future__ import annotations
@@ -10,30 +13,51 @@ import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OURS = ("beast", "monobeast", "polybeast", "models")
+BESIDE = ("beast.models", "beast.monobeast", "beast.polybeast")
+IN_SOURCE_TREE = not os.path.isfile(os.path.join(ROOT, "beast", "models", "__init__.py"))
 
 
-class _Ours:
-    """Finds this program's packages beside this one, whatever else bears their names."""
+class _Beside:
+    """Finds the packages that lie beside `beast` in the source tree, whatever else bears their names."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
-        if path is not None or name not in OURS:
-            return None
-        from importlib.machinery import PathFinder
+        return _in_root(name) if name in BESIDE else None
 
-        return PathFinder.find_spec(name, [ROOT])
+
+class _Rest:
+    """Finds the source tree's examples and benchmarks if the user has no packages of these names."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> object:
+        return _in_root(name) if name in ("examples", "benchmarks") else None
+
+
+def _in_root(name: str) -> object:
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec(name, [ROOT])  # it looks for the last part of the name
+
+
+def find_packages_beside() -> None:
+    """Give the source tree's packages the names that they have when they are installed."""
+    finders: list[object] = sys.meta_path  # type: ignore[assignment]
+    if IN_SOURCE_TREE and _Beside not in finders:
+        finders.insert(0, _Beside)
 
 
 def settle(path: list[str]) -> None:
-    """Make this the path of this process, with our folder and the current one moved to its end, in that order."""
-    last = [ROOT, *current_folder()]
-    real = {os.path.realpath(folder) for folder in last}
-    sys.path[:] = [entry for entry in path if entry and os.path.realpath(entry) not in real]
-    sys.path += dict.fromkeys(last)
+    """Make this the path of this process, with the current folder moved to its end.
+
+    The source tree is not on it: a `models` or a `run` that is imported by that name is the user's own.
+    """
+    last = current_folder()
+    moved = {os.path.realpath(folder) for folder in [*last, *([ROOT] if IN_SOURCE_TREE else [])]}
+    sys.path[:] = [entry for entry in path if entry and os.path.realpath(entry) not in moved]
+    sys.path += last
     finders: list[object] = sys.meta_path  # type: ignore[assignment]
-    if _Ours not in finders:
-        finders.insert(0, _Ours)
+    if IN_SOURCE_TREE and _Rest not in finders:
+        finders.append(_Rest)
 
 
 def as_it_is() -> list[str]:

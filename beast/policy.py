@@ -85,11 +85,18 @@ class ModelChoice:
 def model_module(name: str) -> Any:
     """The module of a model: it defines `Model` (see `models/base.py`).
 
+    `models.mlp` is the user's; only where there is none of this name it is ours, which was once called so.
+
     Raises:
         ModelError: if there is none.
     """
     try:
-        module = import_named(name if "." in name else f"models.{name}")
+        try:
+            module = import_named(name if "." in name else f"beast.models.{name}")
+        except NoSuchModule:
+            if not name.startswith("models."):
+                raise
+            module = import_named(f"beast.{name}")
     except NoSuchModule as error:
         raise ModelError(
             f"no model {name!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp) "

@@ -19,7 +19,8 @@ from typing import IO, Any
 
 import psutil
 
-from beast import checkpoint, system
+import beast
+from beast import checkpoint, paths, system
 from beast.checkpoint import CheckpointError
 from beast.config import Config, ConfigError, RunConfig, is_name
 
@@ -140,7 +141,8 @@ def write_config(folder: Path, config: Config) -> None:
 
 def _circumstances() -> dict[str, Any]:
     return {
-        "versions": {name: _version(name) for name in ("beast", "torch", "numpy", "gymnasium", "ale-py")},
+        "versions": {"beast": beast.__version__}
+        | {name: _version(name) for name in ("torch", "numpy", "gymnasium", "ale-py")},
         "git_commit": git_commit(),
         "machine": system.machine(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -229,6 +231,9 @@ def _version(package: str) -> str:
 
 
 def git_commit() -> str:
+    """Of the source tree; what is installed may lie in somebody else's."""
+    if not paths.IN_SOURCE_TREE:
+        return "unknown"
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

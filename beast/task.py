@@ -77,7 +77,16 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         unroll = model.unroll_spec(built, observation, names, group.columns)
         device = _device(config.learner.device)
         acting = beast.acting_device(device)
-        task = Task(choice, model, observation, names, unroll, device, _dtype(config, model, device, acting), acting)
+        task = Task(
+            choice,
+            model,
+            observation,
+            names,
+            unroll,
+            device,
+            compute_dtype(config.learner.precision, model, device, acting),
+            acting,
+        )
     finally:
         group.close()
     return config, task
@@ -126,13 +135,18 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(config: Config, model: ModelChoice, device: torch.device, acting: torch.device) -> torch.dtype:
+def compute_dtype(precision: str, model: ModelChoice, device: torch.device, acting: torch.device) -> torch.dtype:
+    """What models compute in, for a learner and actors on these devices.
+
+    Raises:
+        ConfigError: if the model is not made for what is asked for.
+    """
     able = getattr(model.module(), "supports_bfloat16", False)
-    if config.learner.precision == "bfloat16":
+    if precision == "bfloat16":
         if not able:
             raise ConfigError(f"--precision bfloat16: --model {model.model} does not support it (supports_bfloat16)")
         return torch.bfloat16
     # Actors must agree with the learner on the format, and may compute on the CPU, whatever the learner does.
     on_cpu = "cpu" in (device.type, acting.type)
     fast = able and (not on_cpu or has_fast_bfloat16()) and (device.type == "cpu" or torch.cuda.is_bf16_supported())
-    return torch.bfloat16 if config.learner.precision == "auto" and fast else torch.float32
+    return torch.bfloat16 if precision == "auto" and fast else torch.float32

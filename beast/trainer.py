@@ -19,10 +19,11 @@ from beast.callbacks import Callbacks
 from beast.checkpoint import CheckpointError
 from beast.config import Config
 from beast.crew import Crew
-from beast.evaluate import Evaluator
+from beast.evaluation import Evaluator
 from beast.finite import SkippedUpdates, all_finite
 from beast.learner import Learner
 from beast.learning import Learning
+from beast.names import to_type
 from beast.reports import Reports
 from beast.serial import Serial
 from beast.signals import Wishes, heard
@@ -292,7 +293,7 @@ class Trainer:
             how = "failed" if self._failure else "finished" if step >= total else "stopped"
             self.reports.tell(f"{how} at step {step:,} of {total:,}; " + (f"saved {path}" if path else "nothing saved"))
             if path and step < total:
-                self.reports.tell(f"go on with: python run.py --resume {self.folder}")
+                self.reports.tell(f"go on with: {to_type()} --resume {self.folder}")
         self.reports.close()
 
 

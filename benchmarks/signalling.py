@@ -19,9 +19,9 @@ import numpy as np
 import psutil
 
 from beast.data import ArraySpec
+from beast.polybeast.mailbox import Line, Request
 from beast.shared import SharedArrays
 from beast.system import machine
-from polybeast.mailbox import Line, Request
 
 
 class Pipes:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import ActorCritic, ImageInput, check_image_size, conv_size, initialise
+from .base import ActorCritic, ImageInput, check_image_size, conv_size, initialise
 
 
 class Model(ActorCritic):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import ActorCritic, ImageInput, initialise
+from .base import ActorCritic, ImageInput, initialise
 
 
 class ResidualBlock(nn.Module):

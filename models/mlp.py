@@ -10,7 +10,8 @@ from torch import nn
 
 from beast.data import Nested, flatten
 from beast.envs.spaces import Words
-from models.base import ActorCritic, VectorInput, leaves
+
+from .base import ActorCritic, VectorInput, leaves
 
 
 class Model(ActorCritic):

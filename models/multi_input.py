@@ -12,7 +12,8 @@ from torch import nn
 
 from beast.data import Nested, flatten
 from beast.envs.spaces import BUCKETS, Codes, Words
-from models.base import ActorCritic, ImageInput, VectorInput, conv_size, initialise, leaves
+
+from .base import ActorCritic, ImageInput, VectorInput, conv_size, initialise, leaves
 
 LARGEST = 128 * 128
 """Pixels of the largest picture; of a larger one the FC layer alone would have more weights than all else."""

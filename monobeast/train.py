@@ -12,7 +12,8 @@ from beast.crew import Crew, WorkerPlan
 from beast.task import Task
 from beast.unrolls import UnrollSpec, UnrollWriter, WorkerPort
 from beast.weights import Weights
-from monobeast import actor
+
+from . import actor
 
 
 def acting_device(device: torch.device) -> torch.device:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-from polybeast.mailbox import Request
+from .mailbox import Request
 
 
 class Waiting(NamedTuple):

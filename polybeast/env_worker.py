@@ -13,7 +13,8 @@ from beast.data import Array
 from beast.system import keep_freed_memory, use_compute_threads
 from beast.unrolls import UnrollWriter, WorkerPort
 from beast.workers import Context
-from polybeast.mailbox import Line, Mailbox, Request
+
+from .mailbox import Line, Mailbox, Request
 
 PATIENCE = 1.0  # seconds without an answer after which a request is made again (inference may have been restarted)
 

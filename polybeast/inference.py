@@ -17,8 +17,9 @@ from beast.shared import SharedArrays
 from beast.system import keep_freed_memory, use_compute_threads
 from beast.weights import Weights
 from beast.workers import Context
-from polybeast.batcher import Batcher, Waiting
-from polybeast.mailbox import Line, Mailbox, Request
+
+from .batcher import Batcher, Waiting
+from .mailbox import Line, Mailbox, Request
 
 _WAIT_EDGES = np.geomspace(1e-5, 10.0, 61)  # seconds; bins of the waiting times
 

@@ -14,10 +14,11 @@ from beast.system import use_compute_threads
 from beast.task import Task
 from beast.unrolls import UnrollSpec, UnrollWriter, WorkerPort
 from beast.weights import Weights
-from polybeast import env_worker, inference
-from polybeast.env_worker import Lines, RemoteActors, places_of
-from polybeast.inference import Inference, InferenceArguments, Statistics
-from polybeast.mailbox import Line, Mailbox
+
+from . import env_worker, inference
+from .env_worker import Lines, RemoteActors, places_of
+from .inference import Inference, InferenceArguments, Statistics
+from .mailbox import Line, Mailbox
 
 # Of an inference process: it is handed both ends of each one's pipe, and multiprocessing hands over 256 descriptors at most.
 MOST_WORKERS = 100

@@ -341,7 +341,7 @@ def test_a_function_that_returns_no_environment(call, tmp_path):
 
 def test_a_model_that_raises_shows_its_own_traceback(start, tmp_path):
     source = """
-        from models.mlp import Model as Mlp
+        from beast.models.mlp import Model as Mlp
 
         class Model(Mlp):
             def torso(self, observation):

@@ -21,8 +21,8 @@ from beast.distributions import distribution_for
 from beast.flat import FlatModel
 from beast.gradients import Gradients
 from beast.learner import Learner, master_parameters
+from beast.models import impala_shallow, mlp
 from beast.optimisers import OptimiserConfig
-from models import impala_shallow, mlp
 
 RMSPROP = json.loads((Path(__file__).parents[1] / "data" / "rmsprop.json").read_text())
 T, B, A = 4, 3, 2

@@ -232,7 +232,7 @@ def test_a_broken_module_of_the_users_own_shows_its_own_fault(tmp_path, monkeypa
 def test_a_model_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch):
     package = tmp_path / "own_models_good"
     package.mkdir()
-    (package / "mine.py").write_text("from models.mlp import Model as Base\nclass Model(Base):\n    pass\n")
+    (package / "mine.py").write_text("from beast.models.mlp import Model as Base\nclass Model(Base):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     policy, _ = policy_of(ModelChoice("own_models_good.mine", True, VECTOR, Discrete(5)))
     assert type(policy.model).__module__ == "own_models_good.mine"

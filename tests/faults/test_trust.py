@@ -28,7 +28,7 @@ ENV = """
 """
 MODEL = """
     import pathlib
-    from models.mlp import Model
+    from beast.models.mlp import Model
     pathlib.Path("IMPORTED").touch()
 """
 ALGORITHM = """
@@ -294,7 +294,7 @@ def test_every_setting_that_names_code_is_on_the_list():
 
     said = {
         name
-        for group in Config.groups("impala").values()
+        for group in Config.groups("impala", None).values()
         for name, text in field_docs(group).items()
         if "my_package" in text
     }

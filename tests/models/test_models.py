@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import models
 from beast.data import ModelInput
 from beast.envs.spaces import BUCKETS, Codes, Words
-from models.base import ImageInput, Memory
+from beast.models.base import ImageInput, Memory
 
 IMAGE_MODELS = ["atari_shallow", "impala_resnet", "impala_shallow"]
 ALL_MODELS = [*IMAGE_MODELS, "mlp", "multi_input"]

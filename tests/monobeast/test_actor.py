@@ -11,11 +11,11 @@ from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
 from beast.data import Chosen, flatten, map_nested, restack
 from beast.envs import EnvChoice
 from beast.flat import FlatModel
+from beast.monobeast.actor import Actors, run
 from beast.policy import ModelChoice, seed_for
 from beast.unrolls import UnrollStore
 from beast.weights import Weights
 from beast.workers import Board, Worker, Workers
-from monobeast.actor import Actors, run
 
 ENV_FIELDS = ("observation", "reward", "terminated", "truncated", "first", "last_action")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # one forward over T rows rounds otherwise than T forwards over one

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from polybeast.batcher import Batcher
-from polybeast.mailbox import Request
+from beast.polybeast.batcher import Batcher
+from beast.polybeast.mailbox import Request
 
 
 def batcher(groups: int = 4, size: int = 2, least: int = 1, most: int = 100, timeout: float = 1.0) -> Batcher:

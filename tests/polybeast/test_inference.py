@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from polybeast.batcher import Batcher
-from polybeast.inference import Inference
-from polybeast.mailbox import Request
-from polybeast.train import _groups
+from beast.polybeast.batcher import Batcher
+from beast.polybeast.inference import Inference
+from beast.polybeast.mailbox import Request
+from beast.polybeast.train import _groups
 
 
 def test_whoever_always_has_work_still_gives_signs_of_life_and_sees_the_stop() -> None:

@@ -62,7 +62,7 @@ class Probe(gymnasium.Wrapper):
 
     def step(self, action):
         *step, info = self.env.step(action)
-        info["models_imported"] = float(any(name.startswith("models.") for name in sys.modules))
+        info["models_imported"] = float(any(name.startswith("beast.models.") for name in sys.modules))
         return *step, info
 
 def make_env():

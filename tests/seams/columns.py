@@ -7,7 +7,7 @@ from gymnasium import spaces
 from beast import algorithms
 from beast.algorithms import impala
 from beast.data import ArraySpec
-from models import mlp
+from beast.models import mlp
 
 SEEN = []
 """Batches that the loss was given, as (mask, action, doubt, lives)."""

@@ -2,8 +2,8 @@
 
 import torch
 
+from beast.models.base import ActorCritic
 from beast.statistics import RunningStatistics
-from models.base import ActorCritic
 
 
 class Model(ActorCritic):

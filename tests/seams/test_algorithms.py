@@ -13,15 +13,15 @@ from seams import columns, pop_art
 from beast import checkpoint
 from beast.algorithms import algorithm_of, impala
 from beast.assemble import assemble
-from beast.evaluate import load_model
+from beast.evaluation import load_model
 from beast.flat import FlatModel
 from beast.gradients import Gradients
 from beast.learner import Learner, master_parameters
+from beast.monobeast.train import crew
 from beast.optimisers import OptimiserConfig
 from beast.policy import Policy
 from beast.ranks import Ranks
 from beast.task import settle
-from monobeast.train import crew
 
 SERIAL = {
     "env": "Catch-v0",
@@ -119,7 +119,7 @@ class LastAgain:
 
 
 def test_replay_of_the_last_batch_is_a_source(monkeypatch):
-    monkeypatch.setattr("monobeast.train.crew", lambda *of: dataclasses.replace(crew(*of), source=LastAgain))
+    monkeypatch.setattr("beast.monobeast.train.crew", lambda *of: dataclasses.replace(crew(*of), source=LastAgain))
     run, batches = batches_of(total_steps=240)
     assert (run.learner.steps, run.learner.updates) == (240, 5)  # the end comes before the last one's second time
     assert all(batches[i] is batches[i + 1] for i in (0, 2))

@@ -6,7 +6,7 @@ import pytest
 
 from beast import checkpoint
 from beast.assemble import assemble
-from beast.evaluate import from_checkpoint
+from beast.evaluation import from_checkpoint
 from beast.task import settle
 
 

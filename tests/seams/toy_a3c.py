@@ -14,9 +14,9 @@ from beast.config import algorithm_module
 from beast.crew import Crew, WorkerPlan
 from beast.flat import FlatModel
 from beast.gradients import Gradient, Gradients
+from beast.monobeast.actor import Actors
 from beast.sources import Work
 from beast.unrolls import UnrollStore
-from monobeast.actor import Actors
 
 
 class FromWorkers:

@@ -11,11 +11,11 @@ from gymnasium import spaces
 from beast.actors import ActorArguments, Unwatched
 from beast.data import flatten, map_nested, restack
 from beast.flat import FlatModel
+from beast.monobeast.actor import Actors
 from beast.task import settle
 from beast.trace import Clock
 from beast.unrolls import UnrollStore
 from beast.weights import Weights
-from monobeast.actor import Actors
 
 ENV_FIELDS = ("observation", "reward", "terminated", "truncated", "first", "last_action")
 

@@ -72,8 +72,7 @@ def from_checkpoint(
     Raises:
         CheckpointError, EnvError, ModelError: one line each.
     """
-    own = state["config"] | {"device": "cpu", "preset": "auto", "resume": None, "xpid": None}
-    config, task = settle(own | (other or {}))
+    config, task = settle(evaluated(state["config"]) | (other or {}))
     if other:
         _check_same_spaces(task, state)
     seed = config.run.seed + 1_000_003 if seed is None else seed
@@ -106,15 +105,29 @@ def _check_same_spaces(task: Task, state: dict[str, Any]) -> None:
     """Raises EnvError if a task has other spaces than a checkpoint's model was made for."""
     if "spaces" not in state:
         raise EnvError("--env: this checkpoint is of an older version, which did not keep its spaces: leave --env out")
-    try:
-        trained_on = {what: from_plain(plain) for what, plain in state["spaces"].items()}
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(f"its spaces are damaged ({error!r:.200})") from error
+    trained_on = trained_spaces(state)
     for what, own in (("observation", task.model.observation_space), ("action", task.model.action_space)):
         if own != trained_on[what]:
             raise EnvError(
                 f"--env {task.env.env}: its {what} space is {own}, the model was trained on {trained_on[what]}"
             )
+
+
+def trained_spaces(state: dict[str, Any]) -> dict[str, gymnasium.Space[Any]]:
+    """The spaces, observation and action, that a checkpoint's model was made for.
+
+    Raises:
+        CheckpointError: if they are damaged.
+    """
+    try:
+        return {what: from_plain(state["spaces"][what]) for what in ("observation", "action")}
+    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"its spaces are damaged ({error!r:.200})") from error
+
+
+def evaluated(flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run as they are for a look at its policy: on this machine's CPU, and no run."""
+    return flags | {"device": "cpu", "preset": "auto", "resume": None, "xpid": None}
 
 
 def load_model(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> None:

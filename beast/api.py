@@ -1,0 +1,306 @@
+"""What this program does, from values to results: the command line and Python both come through here.
+
+`train`, `evaluate` and `load` are `beast.train`, `beast.evaluate` and `beast.load`. All of them raise what the command line
+prints in one line: ConfigError, EnvError, ModelError, CheckpointError, WorkerError, MemoryError or FloatingPointError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from beast import checkpoint, run_folder
+from beast.checkpoint import CheckpointError
+from beast.config import Config, ConfigError, LearnerConfig, ModelConfig, RunConfig, section
+from beast.envs import EnvError
+from beast.policy import ModelChoice, ModelError, Policy
+from beast.system import allow_open_files
+from beast.trust import NAMES_CODE
+from beast.workers import warm_up
+
+if TYPE_CHECKING:
+    import torch
+
+    from beast.agent import Agent
+    from beast.task import Task
+
+_live = threading.Lock()
+"""Held by the training of this process: it seeds PyTorch and has the one fork server."""
+
+
+class Ended(NamedTuple):
+    """How a run ended that did not fail."""
+
+    folder: Path
+    signal: int | None
+    """The one that it was stopped by."""
+
+
+# -- from Python ------------------------------------------------------------------------------------------------------
+
+
+def train(*, callbacks: Sequence[Any] = (), trust: bool = False, **flags: Any) -> Path:
+    """Train a policy, or go on with a run.
+
+    It works in any thread, one training at a time in a process. A signal that ends it (Ctrl-C) is raised again when the
+    checkpoint is written: from Ctrl-C comes KeyboardInterrupt. Threads but the main one hear no signals: a callback that
+    returns True ends the run there. PyTorch's generator is seeded, and its number of threads set for this thread.
+
+    Args:
+        callbacks: objects that hear of updates, episodes and checkpoints (`beast/callbacks.py`).
+        trust: run the code that a checkpoint names (`resume`), though somebody else made it.
+        flags: those of the command line, by name: `env="CartPole-v1", total_steps=300_000`. Those left out have their
+            defaults. What is named (an environment, a model) is imported by each process for itself, so that it must be in
+            a module; functions of a notebook's own cannot be named.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError, EnvError, ModelError, CheckpointError: before the first step; nothing is left then.
+        WorkerError, FloatingPointError, CheckpointError: the run failed, after a checkpoint was saved if one could be.
+    """
+    ended = run_training(_plain(flags), trust, callbacks, warnings.warn)
+    if ended.signal is not None:
+        signal.raise_signal(ended.signal)
+    return ended.folder
+
+
+def evaluate(
+    run: str | os.PathLike[str], episodes: int = 100, *, deterministic: bool = False, seed: int | None = None,
+    video: str | os.PathLike[str] | None = None, savedir: str | os.PathLike[str] = RunConfig.savedir, trust: bool = False,
+    **given: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Play full games with a checkpoint.
+
+    Args:
+        run: a run folder, a run's name in `savedir`, `latest`, or a checkpoint file.
+        episodes: how many games.
+        deterministic: take the likeliest action instead of drawing one.
+        seed: of environments and actions; None: the run's, moved.
+        video: a folder; one episode is also recorded there, as `episode.mp4`.
+        trust: run the code that the checkpoint names, though somebody else made it.
+        given: `env` and `env_kwargs` are played instead of the checkpoint's; other flags that name code (`model`, ...) must
+            be the checkpoint's, and say that you know of it.
+
+    Returns:
+        env, model, step, seed, deterministic, episodes (a count), returns and lengths (lists, in steps), and of the returns
+        mean, median, std, min, max.
+
+    Raises:
+        ConfigError, EnvError, ModelError, CheckpointError: one line each.
+    """
+    folder = Path(video) if video is not None else None
+    return run_evaluation(
+        os.fspath(run), os.fspath(savedir), episodes, deterministic, seed, folder, trust, _plain(given), warnings.warn
+    )
+
+
+def load(
+    run: str | os.PathLike[str], deterministic: bool = False, seed: int | None = None,
+    savedir: str | os.PathLike[str] = RunConfig.savedir, trust: bool = False,
+) -> Agent:  # fmt: skip
+    """Load a policy to act with, on the CPU.
+
+    No environment is made, but for checkpoints of the first format (of before 0.1.0), which do not hold their spaces.
+
+    Args:
+        run: a run folder, a run's name in `savedir`, `latest`, or a checkpoint file.
+        deterministic: take the likeliest action instead of drawing one.
+        seed: of the draws; None: another each time.
+        trust: run the code that the checkpoint names, though somebody else made it.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged, or it names code of somebody else's.
+        ConfigError, ModelError, EnvError: if what it names is not there, or is not what it was.
+    """
+    import torch
+
+    from beast.agent import Agent
+    from beast.evaluation import load_model
+
+    path, state = checkpoint.load_newest(os.fspath(run), os.fspath(savedir), warnings.warn)
+    # Of all that a checkpoint may name only the model is followed, if it holds its spaces.
+    unused = tuple(name for name in NAMES_CODE if name != "model") if "spaces" in state else ()
+    flags = checkpoint.settings_of(path, state, None, trust, unused)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
+        choice, dtype = _model_of(state, flags)
+        policy = Policy(choice, dtype, None, 1)
+    load_model(policy, state["learner"]["model"], path)
+    return Agent(policy, deterministic, seed)
+
+
+def _model_of(state: dict[str, Any], flags: dict[str, Any]) -> tuple[ModelChoice, torch.dtype]:
+    """The model of a checkpoint, and what it computes in on this machine's CPU."""
+    import torch
+
+    from beast.evaluation import evaluated, trained_spaces
+    from beast.policy import model_module
+    from beast.task import compute_dtype, settle
+
+    if "spaces" not in state:
+        _, task = settle(evaluated(flags))
+        return task.model, task.dtype
+    learner = section(LearnerConfig, flags)
+    settings = section(getattr(model_module(learner.model).Model, "Config", ModelConfig), flags)
+    observation, action = trained_spaces(state).values()
+    choice = ModelChoice(learner.model, learner.use_lstm, observation, action, dataclasses.asdict(settings))
+    cpu = torch.device("cpu")
+    return choice, compute_dtype(learner.precision, choice, cpu, cpu)
+
+
+def _plain(flags: dict[str, Any]) -> dict[str, Any]:
+    """Paths as text, which is what flags hold."""
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in flags.items()}
+
+
+# -- from anywhere ----------------------------------------------------------------------------------------------------
+
+
+def run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], tell: Callable[[str], Any]) -> Ended:
+    """Train, or go on with a run.
+
+    Args:
+        values: flags that were given, by name.
+        trusted: see `checkpoint.settings_of`.
+        callbacks: see `assemble`.
+        tell: takes lines for the user that are in no run's log.
+    """
+    if not _live.acquire(blocking=False):
+        raise ConfigError("a run is live in this process already: wait for its end, or start another process")
+    try:
+        return _run_training(values, trusted, callbacks, tell)
+    finally:
+        _live.release()
+
+
+def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], tell: Callable[[str], Any]) -> Ended:
+    if values.get("num_actor_processes") != 0:
+        warm_up()  # it imports torch on another core while this process does
+    from beast.task import settle
+
+    folder = run_folder.to_resume(values)
+    if folder is None:
+        config, task = settle(values)  # before anything is made
+        check_machine(config, task)
+        folder = run_folder.make(config)
+        with run_folder.locked(folder):
+            run_folder.begin(folder, config)
+            return _run(config, task, folder, None, [], callbacks)
+    with run_folder.locked(folder):
+        notes: list[str] = []
+        name = values["resume"] if values["resume"] != "auto" else str(folder)
+        path, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
+        flags = checkpoint.settings_of(path, state, values, trusted)
+        config, task = settle(run_folder.flags_to_resume(folder, flags, values))
+        steps = state["learner"]["steps"]
+        if steps >= config.learner.total_steps:
+            for line in notes:
+                tell(line)
+            tell(f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.")
+            return Ended(folder, None)
+        check_machine(config, task)
+        run_folder.take_up(folder, config, steps)
+        return _run(config, task, folder, state, notes, callbacks)
+
+
+def _run(
+    config: Config, task: Task, folder: Path, state: dict[str, Any] | None, notes: list[str], callbacks: Sequence[Any]
+) -> Ended:
+    """Train in a folder that is locked; `notes` are for its log."""
+    from beast.assemble import assemble
+
+    try:
+        trainer = assemble(config, task, folder, state, callbacks=callbacks)
+    except BaseException as error:
+        if state is None:
+            run_folder.undo(folder)
+        if isinstance(error, OSError):
+            raise ConfigError(f"cannot start in {folder}: {error}") from error
+        known = ConfigError, EnvError, ModelError, CheckpointError, MemoryError
+        if state is None or isinstance(error, known) or not isinstance(error, Exception):
+            raise
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's says enough
+        raise CheckpointError(  # keys or shapes of another network
+            f"{folder}: its checkpoint does not fit --model {config.learner.model}: {kind}{one_line(error)}"
+        ) from error
+    run_folder.point_latest_to(folder)
+    for note in notes:
+        trainer.reports.tell(note)
+    actors = config.actors
+    trainer.reports.tell(
+        f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
+        f"{actors.num_actors} actors in {'this process' if actors.serial else f'{actors.processes} processes'}, "
+        f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
+    )
+    status = trainer.run()
+    return Ended(folder, status - 128 if status else None)
+
+
+def run_evaluation(
+    run: str, savedir: str, episodes: int, deterministic: bool, seed: int | None, video: Path | None, trusted: bool,
+    given: dict[str, Any], tell: Callable[[str], Any],
+) -> dict[str, Any]:  # fmt: skip
+    """`evaluate`, which see; `tell` takes a line for each damaged checkpoint that is passed over."""
+    for name, value, least in (("episodes", episodes, 1), ("seed", 0 if seed is None else seed, 0)):
+        if type(value) is not int or value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value!r}")
+    if unknown := given.keys() - NAMES_CODE:
+        raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}; evaluate takes {', '.join(NAMES_CODE)}")
+    if video:
+        make_writable("video", video)
+    path, state = checkpoint.load_newest(run, savedir, tell)
+    # What differs from the file is another task of the same spaces; what equals it says that the reader knows of it.
+    own: dict[str, Any] = state["config"]
+    replaceable = [name for name in ("env", "env_kwargs") if name in given]
+    other: dict[str, Any] = {name: given[name] for name in replaceable if given[name] != own.get(name)}
+    if "env" in other:
+        other.setdefault("env_kwargs", {})
+    flags = checkpoint.settings_of(path, state, given | other, trusted, replaced=tuple(other))
+    for name, value in given.items():
+        if name not in other and value != flags.get(name):
+            raise ConfigError(f"--{name} {value}: {path} was made with {flags.get(name)}")
+    from beast.evaluation import from_checkpoint
+
+    return from_checkpoint(path, state, episodes, seed, deterministic, video, other)
+
+
+def check_machine(config: Config, task: Task) -> None:
+    """Before anything is written.
+
+    Raises:
+        ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised.
+    """
+    from beast.memory import check_memory
+
+    check_memory(config, task)
+    if (limit := allow_open_files()) < config.open_files:
+        raise ConfigError(
+            f"up to {config.open_files} open files are needed, the limit is {limit}: raise it (ulimit -n "
+            f"{config.open_files}) or lower --num_actor_processes"
+        )
+
+
+def make_writable(flag: str, folder: Path) -> None:
+    """Make a folder and try it, before the work whose result goes there.
+
+    Raises:
+        ConfigError: if that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"--{flag}: cannot write to {folder}: {error.strerror}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of 300 characters at most."""
+    return " ".join(str(error).split())[:300]
