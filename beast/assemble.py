@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from beast.ranks import Ranks
 from beast.replay import Past
 from beast.reporter import Reporter
 from beast.reports import Reports
+from beast.saving import Checkpoints
 from beast.serial import SAME_PAST, Serial
 from beast.signals import Wishes
 from beast.sources import Source, StoreSource
@@ -59,9 +60,8 @@ def assemble(
     torch.manual_seed(config.run.seed)
     use_compute_threads(compute_threads(config, task))
     ranks = ranks or Ranks()
-    life = (
-        int(state["resumes"]) + 1 if state else 0
-    ) * 1_000_000  # distinct for each life of a process over all resumes
+    resumes = int(state["resumes"]) + 1 if state else 0
+    life = resumes * 1_000_000  # distinct for each life of a process over all resumes
 
     gradients, learner = make_learner(config, task)
     if state:
@@ -73,10 +73,8 @@ def assemble(
     )  # fmt: skip
     skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
     clock = trace.clock if trace else Clock()
-    weights, store = (
-        Weights.like(learner.acting),
-        UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length),
-    )
+    weights = Weights.like(learner.acting)
+    store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
     source: Source = StoreSource(store, config.learner.batch_size, clock)
     source = crew.source(source) if crew.source else source
@@ -92,16 +90,15 @@ def assemble(
     )
     workers.context = partial(trace.context if trace else Context, board)
     evaluator = Evaluator(task, config, weights, learner.steps) if config.run.eval_every and ranks.first else None
-    past = Past(life)
+    wishes = Wishes()
+    watch = Unwatched(lambda: wishes.stopping, clock)
+    serial = None
+    if crew.serial:
+        past = _past(config, state, life, reports.tell, source)
+        serial = Serial(store, config.actors.num_actors, crew.serial, watch, past, life)
+    checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
     if state:
-        reports.load_state_dict(state["reports"])
-        workers.restarts, skipped.count = state["restarts"], state["skipped_updates"]
-        if config.actors.serial and "past" in state:
-            if changed := [name for name in SAME_PAST if config.flat()[name] != state["config"][name]]:
-                reports.tell(f"--{changed[0]} is not what it was: this run goes on with fresh episodes")
-            else:
-                past = Past.from_state(state["past"])
-                source.load_state_dict(state["source"])
+        checkpoints.take_up(state)
 
     def start_workers() -> None:
         port = 0
@@ -111,14 +108,10 @@ def assemble(
         if evaluator:
             evaluator.start(workers, index=len(crew.workers))
 
-    wishes = Wishes()
-    watch = Unwatched(lambda: wishes.stopping, clock)
-    serial = Serial(store, config.actors.num_actors, crew.serial, watch, past, life) if crew.serial else None
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
-        clock=clock, resumes=life // 1_000_000, torch_rng=state["torch_rng"] if state else None, wishes=wishes,
-        watch=watch, callbacks=heard, serial=serial, evaluator=evaluator,
+        checkpoints=checkpoints, wishes=wishes, watch=watch, callbacks=heard, serial=serial, evaluator=evaluator,
     )  # fmt: skip
 
 
@@ -130,6 +123,17 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
     acting = FlatModel(model, task.device, task.dtype)
     gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
     return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
+
+
+def _past(config: Config, state: dict[str, Any] | None, life: int, tell: Callable[[str], None], source: Source) -> Past:
+    """What serial actors have done so far; work that nobody took of it goes back to the source."""
+    if not state or "past" not in state:
+        return Past(life)
+    if changed := [name for name in SAME_PAST if config.flat()[name] != state["config"][name]]:
+        tell(f"--{changed[0]} is not what it was: this run goes on with fresh episodes")
+        return Past(life)
+    source.load_state_dict(state["source"])
+    return Past.from_state(state["past"])
 
 
 def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:

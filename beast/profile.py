@@ -82,7 +82,7 @@ def measure(config: Config, task: Task, what: Measurement) -> dict[str, Any]:
             snapshots.append(_snapshot(trainer))
         trainer.stop()
 
-    trainer.start_thread("observer", observe)
+    trainer.threads.start("observer", observe)
     if trainer.run():
         raise KeyboardInterrupt
     before, after = snapshots
@@ -139,7 +139,7 @@ def _snapshot(trainer: Trainer) -> dict[str, Any]:
         "steps": trainer.learner.steps,
         "updates": trainer.learner.updates,
         "workers": trainer.board.seconds(),
-        "clock": dict(trainer.clock.seconds),
+        "clock": dict(trainer.learning.clock.seconds),
         "cpu": _cpu_seconds(trainer, own),
         "switches": switches,
         "pss_mb": pss / 1e6,

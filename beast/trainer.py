@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from beast import checkpoint
 from beast.actors import Unwatched
 from beast.callbacks import Callbacks
 from beast.checkpoint import CheckpointError
 from beast.config import Config
 from beast.crew import Crew
 from beast.evaluation import Evaluator
-from beast.finite import SkippedUpdates, all_finite
+from beast.finite import SkippedUpdates
 from beast.learner import Learner
 from beast.learning import Learning
 from beast.names import to_type
 from beast.reports import Reports
+from beast.saving import Checkpoints
 from beast.serial import Serial
 from beast.signals import Wishes, heard
 from beast.system import usable_cores
 from beast.task import Task
-from beast.trace import Clock
+from beast.threads import Threads
 from beast.unrolls import UnrollStore
 from beast.weights import Weights
 from beast.workers import Board, Workers
@@ -56,11 +52,7 @@ class Trainer:
     start_workers: Callable[[], None]
     reports: Reports
     skipped: SkippedUpdates
-    clock: Clock
-    resumes: int
-    """How often the run was gone on with."""
-    torch_rng: torch.Tensor | None
-    """State of PyTorch's generator, to be set when all models are made, which draw; None: as it is."""
+    checkpoints: Checkpoints
     wishes: Wishes
     watch: Unwatched
     """What actors and threads in this process report to."""
@@ -69,9 +61,8 @@ class Trainer:
     evaluator: Evaluator | None = None
 
     def __post_init__(self) -> None:
-        self._threads: list[threading.Thread] = []
+        self.threads = Threads()
         self._reported = self.learner.updates
-        self._wake = threading.Event()
         self._failure: BaseException | None = None
 
     # -- the run ------------------------------------------------------------------------------------------------------
@@ -105,17 +96,14 @@ class Trainer:
             self.serial.start(self.reports.tell)
         self.start_workers()
         for name, target in self.crew.threads.items():
-            self.start_thread(name, lambda target=target: target(self.watch))  # type: ignore[misc]
-        if self.torch_rng is not None:
-            torch.set_rng_state(self.torch_rng)
-            self.torch_rng = None
+            self.threads.start(name, lambda target=target: target(self.watch))  # type: ignore[misc]
+        self.checkpoints.set_generator()
         if self.serial is not None:
             self._learn_all()  # what was not learned from when the run was stopped
             return
+        threads = compute_threads(self.config, self.task)
         for i in range(self.learner_threads):
-            self.start_thread(
-                f"learner-{i}", lambda: self.learning.serve(compute_threads(self.config, self.task), self._over)
-            )
+            self.threads.start(f"learner-{i}", lambda: self.learning.serve(threads, self._over))
 
     def _loop(self) -> None:
         run = self.config.run
@@ -128,7 +116,7 @@ class Trainer:
                 self.serial.round()
                 self._learn_all()
             else:
-                self._wake.wait(0.1)
+                self.threads.ended.wait(0.1)
             if not self.stopping:  # else they may be gone for the same reason
                 self.workers.check()
             if self.evaluator and self.evaluator.due(self.learner.steps):
@@ -147,8 +135,8 @@ class Trainer:
                 next_checkpoint = now + 60 * run.checkpoint_every
 
     def _finished(self) -> bool:
-        if self._failure is not None:
-            raise self._failure
+        if self.threads.failure is not None:
+            raise self.threads.failure
         return self.stopping or self._complete
 
     def _over(self) -> bool:
@@ -181,22 +169,7 @@ class Trainer:
         """End the run soon, and cleanly."""
         self.wishes.stop = True
         self.board.stop()
-        self._wake.set()
-
-    def start_thread(self, name: str, target: Callable[[], None]) -> None:
-        """Start a thread that the run depends on: it ends when `stopping`, and its failure is the run's."""
-
-        def guarded() -> None:
-            try:
-                target()
-            except BaseException as error:
-                self._failure = self._failure or error
-            finally:
-                self._wake.set()
-
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        self.threads.ended.set()
 
     @property
     def learner_threads(self) -> int:
@@ -219,40 +192,10 @@ class Trainer:
             step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
         )
 
-    def save(self) -> Path | None:
-        """Write a checkpoint, if this run keeps any.
-
-        Raises:
-            OSError: if it cannot be written; the one before it is kept.
-            FloatingPointError: if the weights are of no use.
-        """
-        if self.folder is None or self.config.run.disable_checkpoint:
-            return None
-        if not all_finite([self.learner.acting.parameters, self.learner.acting.statistics]):
-            raise FloatingPointError("the weights became infinite or NaN: try a lower --learning_rate")
-        with self.learning.lock:
-            state: dict[str, Any] = {
-                "format": checkpoint.FORMAT,
-                "config": self.config.flat(),
-                "spaces": self.task.model.spaces(),
-                "learner": self.learner.state_dict(),
-                "reports": self.reports.state_dict(),
-                "torch_rng": torch.get_rng_state() if self.torch_rng is None else self.torch_rng,
-                "resumes": self.resumes,
-                "restarts": self.workers.restarts,
-                "skipped_updates": self.skipped.count,
-            }
-        if self.serial is not None:
-            state |= {"past": self.serial.state_dict(), "source": self.learning.source.state_dict()}
-        step = state["learner"]["steps"]
-        path = checkpoint.save(self.folder, state, step, self.config.run.keep_checkpoints)
-        self.callbacks.after_checkpoint(step, path)
-        return path
-
     def _save_and_go_on(self) -> None:
         asked, self.wishes.save = self.wishes.save, False
         try:
-            path = self.save()
+            path = self.checkpoints.save()
         except OSError as error:
             self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
             return
@@ -268,8 +211,8 @@ class Trainer:
             self.workers.stop(STOP_DEADLINE)
         except Exception as error:  # whatever it is, what was learned is worth more
             self._failure = self._failure or error
-        for thread in self._threads:
-            thread.join(60.0)
+        self.threads.join(60.0)
+        self._failure = self._failure or self.threads.failure
         if self.serial is not None:
             with suppress(Exception):  # what was learned is worth more
                 self.serial.close()
@@ -282,7 +225,7 @@ class Trainer:
             if self.learner.updates > self._reported:
                 self.report()
             if self.learner.updates:
-                path = self.save()
+                path = self.checkpoints.save()
         except FloatingPointError as error:
             self._failure = self._failure or error
         except OSError as error:
