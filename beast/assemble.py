@@ -76,10 +76,9 @@ def assemble(
     weights = Weights.like(learner.acting)
     store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
-    source: Source = StoreSource(store, config.learner.batch_size, clock)
-    source = crew.source(source) if crew.source else source
-    named = [callback_module(config.run.callback)] if config.run.callback else []
-    heard = Callbacks([*named, *callbacks])
+    own_source = StoreSource(store, config.learner.batch_size, clock)
+    source = crew.source(own_source) if crew.source else own_source
+    heard = Callbacks([*([callback_module(config.run.callback)] if config.run.callback else []), *callbacks])
     reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
     learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()
@@ -101,10 +100,7 @@ def assemble(
         checkpoints.take_up(state)
 
     def start_workers() -> None:
-        port = 0
-        for index, plan in enumerate(crew.workers):
-            workers.add(_worker(plan, index, port, store, life))
-            port += len(plan.groups)
+        _start(crew, workers, store, life)
         if evaluator:
             evaluator.start(workers, index=len(crew.workers))
 
@@ -134,6 +130,14 @@ def _past(config: Config, state: dict[str, Any] | None, life: int, tell: Callabl
         return Past(life)
     source.load_state_dict(state["source"])
     return Past.from_state(state["past"])
+
+
+def _start(crew: Crew, workers: Workers, store: UnrollStore, life: int) -> None:
+    """Start a crew's processes, each with ports of its own."""
+    port = 0
+    for index, plan in enumerate(crew.workers):
+        workers.add(_worker(plan, index, port, store, life))
+        port += len(plan.groups)
 
 
 def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:

@@ -157,8 +157,8 @@ class Trainer:
             pass
 
     def _look_at(self, row: dict[str, float]) -> None:
-        wanted, reached = self.config.run.stop_at_return, row.get("mean_episode_return")
-        if wanted is not None and reached is not None and reached >= wanted and self.reports.window_full:
+        wanted, reached = self.config.run.stop_at_return, row.get("mean_episode_return", -math.inf)
+        if wanted is not None and reached >= wanted and self.reports.window_full:
             self._stop_for(f"a mean return of {reached:.2f} is --stop_at_return {wanted:g} or more")
 
     def _stop_for(self, reason: str) -> None:
