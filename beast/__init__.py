@@ -9,11 +9,12 @@ Everything is imported when it is first used, so that `import beast` costs nothi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from beast import paths
 
+TYPE_CHECKING = False  # typing's is no other, but a typing.py in the current folder may be anybody's: see beast/cli.py
 if TYPE_CHECKING:
+    from typing import Any
+
     from beast.agent import Agent as Agent
     from beast.api import evaluate as evaluate
     from beast.api import load as load
