@@ -212,8 +212,8 @@ class Evaluator:
         found: dict[str, float] = {}
         with suppress(OSError, EOFError):
             while self._answers is not None and self._answers.poll():
-                step, returns = self._answers.recv()
-                found = {"eval_step": float(step), "eval_return_mean": float(np.mean(returns))}
+                step, mean = self._answers.recv()
+                found = {"eval_step": float(step), "eval_return_mean": mean}
         return found
 
 
@@ -239,4 +239,5 @@ def _evaluator(
 
         returns, _ = play(task, agent, episodes, seed_now, alive)
         if alive():
-            outbox.send((step, returns))
+            # So short that it is in the pipe as a whole or not at all: an evaluator stopped in it would hold its reader.
+            outbox.send((step, float(np.mean(returns))))
