@@ -36,7 +36,7 @@ def play(
     favour short ones. `alive` is asked at each step; False ends it early with what is there.
     """
     num_envs = min(episodes, GAMES_AT_ONCE)
-    quota = np.array([len(share) for share in np.array_split(np.arange(episodes), num_envs)])
+    quota = episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)
     group = task.env.make_group(
         [seed_for(seed, "evaluation", i) for i in range(num_envs)], True, lambda: [alive(), None][1]
     )
