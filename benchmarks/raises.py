@@ -1,8 +1,8 @@
 """One of 16 environments raises at its step 120, again and again: `python -m benchmarks.raises [--tries 200] [--trainer NAME]`.
 
 Each try is a run of its own, with processes, batch and buffers drawn by a seed, that must go on to its last step within
-`--bound` seconds after the failure was told. `--lives N` has one run instead in which one environment of 16 raises at its
-step 120 each time it is made, N times, and no training step for `--bound` seconds is the failure.
+`--bound` seconds after the failure was told. `--lives N` has one run instead in which in each life of each process one
+environment raises at its step 120, N times in all, and no training step for `--bound` seconds is the failure.
 """
 
 from __future__ import annotations
@@ -29,16 +29,20 @@ MODULE = f"""
 import os
 from beast.envs.catch import Catch
 
+made = 0  # in this process
+
 class Raises(Catch):
     def __init__(self):
+        global made
         super().__init__()
         self.steps = 0
         with open(os.environ["COUNTS"], "ab") as file:  # which one this is of all that were ever made
             file.write(b".")
             file.flush()
             number = os.fstat(file.fileno()).st_size
-        which, again = int(os.environ["WHICH"]), os.environ["AGAIN"] == "1"
-        self.broken = number % {ENVIRONMENTS} == which % {ENVIRONMENTS} if again else number == which
+        which, each = int(os.environ["WHICH"]), os.environ["IN_EACH_LIFE"] == "1"
+        self.broken = made == 0 if each else number == which
+        made += 1
 
     def step(self, action):
         self.steps += 1
@@ -60,10 +64,10 @@ def draw(chance: random.Random, trainer: str) -> list[str]:
     return list(map(str, flags))
 
 
-def start(flags: list[str], folder: Path, which: int, again: bool) -> psutil.Popen:
+def start(flags: list[str], folder: Path, which: int, in_each_life: bool) -> psutil.Popen:
     """run.py in this folder, its output in files there."""
     (folder / "raises_env.py").write_text(MODULE)
-    env = {**os.environ, "COUNTS": str(folder / "counts"), "WHICH": str(which), "AGAIN": str(int(again))}
+    env = {**os.environ, "COUNTS": str(folder / "counts"), "WHICH": str(which), "IN_EACH_LIFE": str(int(in_each_life))}
     command = [
         sys.executable,
         str(ROOT / "run.py"),
