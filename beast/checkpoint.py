@@ -80,6 +80,8 @@ def _remove_left_behind(run: Path) -> None:
                 if not psutil.pid_exists(int(file.name.rpartition(".")[2])):
                     file.unlink()
                 continue
+            if not file.is_file():  # opening a pipe would wait for its other end
+                continue
             with open(file, "rb") as left:
                 fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.unlink()
@@ -96,7 +98,8 @@ def _number(file: Path) -> int:
 
 def saved(run: Path) -> list[Path]:
     """All checkpoints of a run, by step."""
-    return sorted(p for p in folder_of(run).glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))
+    found = folder_of(run).glob("step_*.pt")
+    return sorted(p for p in found if re.fullmatch(r"step_\d+\.pt", p.name) and p.is_file())
 
 
 def newest_first(run: Path) -> list[Path]:
@@ -120,6 +123,8 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if it is damaged, or no checkpoint, or holds what no checkpoint holds.
     """
+    if not path.is_file():  # a pipe would never end
+        raise CheckpointError(f"no checkpoint {path}")
     try:
         data = io.BytesIO(path.read_bytes())
         with zipfile.ZipFile(data) as records:

@@ -36,7 +36,7 @@ def play(
     favour short ones. `alive` is asked at each step; False ends it early with what is there.
     """
     num_envs = min(episodes, GAMES_AT_ONCE)
-    quota = np.array([len(share) for share in np.array_split(np.arange(episodes), num_envs)])
+    quota = episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)
     group = task.env.make_group(
         [seed_for(seed, "evaluation", i) for i in range(num_envs)], True, lambda: [alive(), None][1]
     )
@@ -227,8 +227,8 @@ class Evaluator:
         found: dict[str, float] = {}
         with suppress(OSError, EOFError):
             while self._answers is not None and self._answers.poll():
-                step, returns = self._answers.recv()
-                found = {"eval_step": float(step), "eval_return_mean": float(np.mean(returns))}
+                step, mean = self._answers.recv()
+                found = {"eval_step": float(step), "eval_return_mean": mean}
         return found
 
 
@@ -254,4 +254,5 @@ def _evaluator(
 
         returns, _ = play(task, agent, episodes, seed_now, alive)
         if alive():
-            outbox.send((step, returns))
+            # So short that it is in the pipe as a whole or not at all: an evaluator stopped in it would hold its reader.
+            outbox.send((step, float(np.mean(returns))))

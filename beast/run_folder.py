@@ -92,9 +92,12 @@ def locked(folder: Path) -> Iterator[None]:
     By a record lock: no child inherits it, and the kernel can say who has it. A file system without locks goes without.
 
     Raises:
-        ConfigError: if another live run has it.
+        ConfigError: if another live run has it, or it holds pipes, devices or sockets, which no run makes.
     """
     with _writing_to(folder):
+        for path in [*folder.iterdir(), *checkpoint.folder_of(folder).glob("*")]:
+            if path.exists() and not path.is_file() and not path.is_dir():  # opening one might wait for ever
+                raise ConfigError(f"{path} is neither a file nor a folder: remove it")
         file = open(folder / _LOCK, "ab")  # noqa: SIM115
     with file:
         try:

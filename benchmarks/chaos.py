@@ -1,7 +1,9 @@
 """A real run whose processes are killed at random: `python -m benchmarks.chaos [--minutes 30] [--every 10] [flags of run.py]`.
 
-With `--every 0` nothing is killed: a soak. Either way memory (PSS of all its processes), open files and threads of the
-learner's process and the step rate are watched. Growth per hour is that of a straight line fitted to the last 80 % of the run.
+With `--every 0` nothing is killed: a soak; with `--quiet 10` nothing in the last ten minutes, whose figures are then given
+apart too. `--env benchmarks.engines:CatchWithEngine` has environments that start processes. Memory (PSS of all processes),
+open files and threads of the learner's process and the step rate are watched. Growth per hour is that of a straight line
+fitted to all but the first fifth.
 """
 
 from __future__ import annotations
@@ -27,18 +29,21 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 WATCHED = ("memory_mb", "open_files", "threads", "processes")
-FAULTS = ("worker", "server killed", "server stopped", "engine")
-"""A worker is killed; its fork server is; it is stopped and then a worker is killed; a process that an environment started."""
+FAULTS = ("worker", "worker stopped", "server killed", "server stopped", "engine")
+"""A worker is killed; it is stopped; its fork server is killed; it is stopped and then a worker is killed; a process that an
+environment started is killed."""
+PATIENCE = 120.0  # seconds in which all workers must be there again, `--actor_timeout` not counted
 RUN = ["--savedir", ".", "--xpid", "run", "--total_steps", str(10**9), "--max_restarts", str(10**6)]
 
 
 class Run:
     """run.py as a process, and its family."""
 
-    def __init__(self, flags: list[str], folder: Path) -> None:
+    def __init__(self, flags: list[str], folder: Path, actor_timeout: float) -> None:
+        self.actor_timeout = actor_timeout
         self.folder = folder / "run"
         with open(folder / "errors.txt", "w") as errors:
-            command = [sys.executable, str(ROOT / "run.py"), *flags, *RUN]
+            command = [sys.executable, str(ROOT / "run.py"), *flags, *RUN, "--actor_timeout", str(actor_timeout)]
             self.process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors)
         self.seen: set[psutil.Process] = set()
 
@@ -64,27 +69,36 @@ class Run:
 
         Args:
             fault: one of FAULTS. Environments that start no processes have a worker killed instead of an `engine`.
+
+        Raises:
+            TimeoutError: the workers are not there again in time.
         """
-        before = self.workers()
+        while not (before := self.workers()):  # the server is just being replaced, for a reason of its own
+            time.sleep(0.1)
         victim = chance.choice(before)
         engines = [engine for worker in before for engine in worker.children(recursive=True)]
         began = time.monotonic()
         if fault == "engine" and engines:
             chance.choice(engines).kill()
             return fault, 0.0  # whether its worker ends of that is the environment's affair
+        server = victim.parent()
         if fault == "server killed":
-            victim.parent().kill()
+            server.kill()
+        elif fault == "worker stopped":
+            victim.suspend()
         else:
             if fault == "server stopped":
-                victim.parent().suspend()
+                server.suspend()
             victim.kill()
         name = re.sub(r"\W*\d*$", "", victim.name())
         pids = {worker.pid for worker in before}
         while self.process.poll() is None and (
             len(now := self.workers()) < len(before) or {worker.pid for worker in now} == pids
         ):
+            if time.monotonic() > began + self.actor_timeout + PATIENCE:
+                raise TimeoutError(f"{fault} ({victim.name() if victim.is_running() else name}): not replaced")
             time.sleep(0.01)
-        return fault if fault.startswith("server") else name, time.monotonic() - began
+        return fault if " " in fault else name, time.monotonic() - began
 
     def left(self) -> int:
         """How many of all that were ever seen still live."""
@@ -115,18 +129,33 @@ def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def watch(run: Run, minutes: float, every: float, faults: list[str], chance: random.Random) -> dict[str, Any]:
-    """Let it run, kill, and look once a second; returns the figures."""
+def standstill(rows: list[dict[str, str]]) -> float:
+    """The longest time in seconds in which no step was counted in logs.csv."""
+    times, worst = [float(row["time"]) for row in rows], 0.0
+    last = times[0]
+    for time_, before, row in zip(times[1:], rows, rows[1:], strict=False):
+        if row["step"] != before["step"]:
+            last = time_
+        worst = max(worst, time_ - last)
+    return worst
+
+
+def watch(
+    run: Run, minutes: float, quiet: float, every: float, faults: list[str], chance: random.Random
+) -> dict[str, Any]:
+    """Let it run, kill but for the last `quiet` minutes, and look once a second; returns the figures."""
     while not run.rows() and run.process.poll() is None:
         time.sleep(0.1)
     samples: list[dict[str, float]] = []
     killed: Counter[str] = Counter()
     downtime: list[float] = []
     began = time.monotonic()
+    offset = float(run.rows()[-1]["time"]) if run.rows() else 0.0
+    peace = 60 * (minutes - quiet)
     next_kill = began + every
     while (now := time.monotonic()) < began + 60 * minutes and run.process.poll() is None:
         samples.append({"seconds": now - began, **run.sample()})
-        if every and now >= next_kill:
+        if every and now >= next_kill and now < began + peace:
             kind, seconds = run.strike(chance.choice(faults), chance)
             killed[kind] += 1
             downtime.append(seconds)
@@ -144,6 +173,10 @@ def watch(run: Run, minutes: float, every: float, faults: list[str], chance: ran
     told = (run.folder / "log.txt").read_text()
     rates = [{"seconds": float(row["time"]), "steps_per_s": float(row["sps"])} for row in run.rows()]
     last = run.rows()[-1]
+    calm: dict[str, Any] = {}
+    if quiet and alive:
+        calm = {"minutes": quiet, **slopes([sample for sample in samples if sample["seconds"] > peace])}
+        calm |= slopes([rate for rate in rates if rate["seconds"] > peace + offset])
     return {
         "minutes": (stopped - began) / 60,
         "survived": alive,
@@ -160,8 +193,10 @@ def watch(run: Run, minutes: float, every: float, faults: list[str], chance: ran
         "steps": int(last["step"]),
         "mean_episode_return": float(last["mean_episode_return"] or "nan"),
         "skipped_updates": int(float(last["skipped_updates"])),
+        "seconds_without_steps_worst": standstill(run.rows()),
         **slopes(samples),
         **slopes(rates),
+        "quiet": calm,
     }
 
 
@@ -171,6 +206,12 @@ def main() -> None:
         prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument(
+        "--quiet", type=float, default=0.0, metavar="MINUTES", help="how many of them, at the end, without kills"
+    )
+    parser.add_argument(
+        "--actor_timeout", type=float, default=300.0, help="of the run; a stopped worker costs that much"
+    )
     parser.add_argument("--every", type=float, default=10.0, help="seconds between kills; 0: none")
     parser.add_argument(
         "--faults", default="worker", help=f"what is done, by chance: some of {', '.join(FAULTS)}, with commas; or all"
@@ -185,9 +226,9 @@ def main() -> None:
         parser.error(f"--faults: {', '.join(wrong)}; use some of {', '.join(FAULTS)}, or all")
     flags = ["--env", values.env, "--trainer", values.trainer, "--eval_every", "100000", *flags]
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(flags, Path(folder))
+        run = Run(flags, Path(folder), values.actor_timeout)
         try:
-            figures = watch(run, values.minutes, values.every, faults, random.Random(values.seed))
+            figures = watch(run, values.minutes, values.quiet, values.every, faults, random.Random(values.seed))
             figures["errors"] = (Path(folder) / "errors.txt").read_text()
             config = json.loads((run.folder / "config.json").read_text())
         finally:

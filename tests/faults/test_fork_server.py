@@ -162,33 +162,62 @@ def test_an_ascii_locale(start, flags):
 # -- other users ----------------------------------------------------------------------------------------------------------
 
 
+OTHER = 12345  # nobody's number
+
+
+def closed_to_others() -> Path | None:
+    """A folder that this Python needs and that other users may not enter."""
+    for needed in [Path(sys.executable).resolve(), Path(sys.base_prefix), ROOT, *map(Path, sys.path)]:
+        for part in [needed.absolute(), *needed.absolute().parents]:
+            if part.is_dir() and not os.stat(part).st_mode & 0o001:
+                return part
+    return None
+
+
+def as_another_user() -> list[str]:
+    """What to put before a command, so that another user runs it: one who may read all, where this Python is closed to others.
+
+    Reading is all that this leaves to it: it may write no more than anybody.
+    """
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv (util-linux) makes another user")
+    command = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups"]
+    if closed_to_others() is not None:
+        command += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    if tried := subprocess.run([*command, "true"], capture_output=True, text=True).stderr:
+        pytest.skip(tried)
+    return command
+
+
 @pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="only root can become another user")
+@pytest.mark.parametrize("beast", BEASTS)
 @pytest.mark.parametrize("writable", [False, True])
-def test_as_a_user_without_a_home_and_in_a_folder_that_cannot_be_written(tmp_path, writable):
-    """Run under another number, with whatever of this Python that user can reach."""
-    for folder in [Path(sys.executable), Path(sys.base_prefix), ROOT, *map(Path, sys.path)]:
-        for part in [folder.absolute(), *folder.absolute().parents]:
-            if part.exists() and not os.stat(part).st_mode & 0o001 and part.is_dir():
-                pytest.skip(f"{part} is closed to other users")
-    command = [sys.executable, str(ROOT / "run.py"), *map(str, CATCH), *map(str, PROCESSES), "--total_steps", "400"]
+def test_as_a_user_without_a_home_and_in_a_folder_that_cannot_be_written(tmp_path, writable, beast):
+    run = [*as_another_user(), sys.executable, str(ROOT / "run.py")]
     home = {"HOME": "/nonexistent", "PATH": os.environ["PATH"]}
     folder = tmp_path / "folder"
-    folder.mkdir(mode=0o777 if writable else 0o755)
-    if writable:
-        folder.chmod(0o777)
+    folder.mkdir()
+    folder.chmod(0o777 if writable else 0o755)
     for part in folder.parents:
         if os.stat(part).st_uid == os.geteuid() and not os.stat(part).st_mode & 0o001:
             part.chmod(0o711)
-    done = subprocess.run(
-        command, cwd=folder, env=home, user=12345, group=12345, extra_groups=[], capture_output=True, text=True,
-        timeout=PATIENCE,
-    )  # fmt: skip
-    if writable:
-        assert (done.returncode, done.stderr) == (0, "")
+
+    def done(*flags: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*run, *map(str, flags)], cwd=folder, env=home, capture_output=True, text=True, timeout=PATIENCE
+        )
+
+    trained = done(*CATCH, *PROCESSES, *BEASTS[beast], "--total_steps", 400)
+    if not writable:
+        assert trained.returncode == 2
+        assert len(trained.stderr.splitlines()) == 1, trained.stderr
+        assert trained.stderr.startswith("run.py: error: cannot write to runs/r: Permission denied")
+        assert not list(folder.iterdir())
         return
-    assert done.returncode in (1, 2)
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("run.py: error: ")
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert os.stat(folder / "runs" / "r" / "logs.csv").st_uid == OTHER
+    played = done("evaluate", "--checkpoint", "r", "--episodes", 2)
+    assert (played.returncode, played.stderr) == (0, "")
 
 
 # -- imports ----------------------------------------------------------------------------------------------------------------

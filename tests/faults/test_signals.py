@@ -83,6 +83,67 @@ def test_sigusr1_without_checkpoints_says_so(start):
     assert program.finish().code == 143
 
 
+# -- SIGINT: Ctrl-C while it starts -------------------------------------------------------------------------------------
+
+TRIES = int(os.environ.get("BEAST_TRIES", "10"))
+
+
+def interrupted(start, run: Path, flags: list, seed: int) -> str:
+    """Ctrl-C at a moment of the time in which imports, processes and the first updates come; returns how far it was."""
+    chance = random.Random(seed)
+    program = start(*CATCH, *flags, *ENDLESS)
+    wait_until(lambda: past_the_door(program), "its start")
+    # By what has happened as often as by the clock: on a full machine everything takes longer.
+    marks = (
+        ["", "run folder", "loss total"]
+        if flags[:2] == SERIAL
+        else ["", "fork server", "run folder", "worker", "loss total"]
+    )
+    mark = chance.choice(marks)
+    met = {
+        "": lambda: True,
+        "fork server": program.fork_server,
+        "run folder": lambda: (run / "log.txt").exists(),
+        "worker": program.workers,
+        "loss total": lambda: "loss total" in program.out,
+    }[mark]
+    wait_until(lambda: met() or program.process.poll() is not None, mark)
+    time.sleep(chance.choice([0.0, 0.01, 0.1, 1.0]) * chance.random())
+    group = chance.random() < 0.5
+    seen = set(psutil.Process(program.process.pid).children(recursive=True))
+    program.send(signal.SIGINT, group)
+    program.finish()
+    story = f"seed {seed}: {mark or 'at once'}, {'group' if group else 'process'}\n{program.story()}"
+    assert program.code == 130, story
+    assert program.err in ("", "run.py: error: interrupted\n"), story
+    assert "killed" not in program.out, story
+    assert "restarting" not in program.out, story
+    assert not [child for child in seen if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], story
+    kept = checkpoint.saved(run)
+    if kept:
+        steps = checkpoint.load(kept[-1])["learner"]["steps"]
+        assert f"stopped at step {steps:,} of 1,000,000,000; saved " in program.out, story
+        return "saved"
+    if program.err:
+        assert not program.out or "stopped at" not in program.out, story
+        return "interrupted"
+    assert "stopped at step 0 of 1,000,000,000; nothing saved" in program.out, story
+    return "nothing saved"
+
+
+@pytest.mark.parametrize("flags", [PROCESSES, POLYBEAST], ids=["monobeast", "polybeast"])
+def test_ctrl_c_while_it_starts(start, run, flags):
+    interrupted(start, run, flags, seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [SERIAL, PROCESSES, POLYBEAST], ids=["serial", "monobeast", "polybeast"])
+@pytest.mark.parametrize("seed", range(TRIES))
+def test_ctrl_c_at_many_moments_of_a_start(start, run, flags, seed):
+    """`BEAST_TRIES=100` for more of them."""
+    print(interrupted(start, run, [*flags, "--eval_every", 500] if seed % 2 else flags, seed))
+
+
 # -- SIGHUP: the terminal is gone -------------------------------------------------------------------------------------
 
 
