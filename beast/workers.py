@@ -328,6 +328,8 @@ class Workers:
         late = [worker for worker in self.workers if worker.process.is_alive()]
         for worker in late:
             _kill(worker.process)
+        for worker in self.workers:
+            _ = worker.process.exitcode  # hear of its end, so that its descriptor is closed
         # One that had not even begun to work is no news: nothing is lost with it.
         if late := [worker for worker in late if self.board.arrays["steps"][worker.index] != worker.first_step]:
             names = ", ".join(worker.name for worker in late)
