@@ -1,5 +1,5 @@
 # `make check` is all that a change must pass; `.ci/run` does the same in a fresh virtual environment.
-.PHONY: check lint format test
+.PHONY: check lint format test slow
 
 check: lint test
 
@@ -15,3 +15,7 @@ format:
 
 test:
 	python -m pytest -n 2
+
+# What takes long: learning, kills, many repetitions.
+slow:
+	python -m pytest -n 2 -m slow
