@@ -47,9 +47,8 @@ def test_scripts_train_and_act(tmp_path):
     """One after the other, as a reader would: the second acts with what the first one trained."""
 
     def run(name: str, *arguments: str) -> str:
-        assert f"`python examples/{name}.py" in (
-            ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text())) or ""
-        )
+        file = EXAMPLES / f"{name}.py"
+        assert f"`python examples/{name}.py" in (ast.get_docstring(ast.parse(file.read_text())) or "")
         done = subprocess.run(
             [sys.executable, str(file), *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, timeout=PATIENCE,
