@@ -50,8 +50,9 @@ def train(*, callbacks: Sequence[Any] = (), trust: bool = False, **flags: Any) -
     """Train a policy, or go on with a run.
 
     It works in any thread, one training at a time in a process. A signal that ends it (Ctrl-C) is raised again when the
-    checkpoint is written: from Ctrl-C comes KeyboardInterrupt. Threads but the main one hear no signals: a callback that
-    returns True ends the run there. PyTorch's generator is seeded, and its number of threads set for this thread.
+    checkpoint is written: from Ctrl-C comes KeyboardInterrupt. A second Ctrl-C ends the process at once. Threads but the
+    main one hear no signals: a callback that returns True ends the run there. PyTorch's generator is seeded, and its number
+    of threads set for this thread.
 
     Args:
         callbacks: objects that hear of updates, episodes and checkpoints (`beast/callbacks.py`).

@@ -18,14 +18,16 @@ from beast.flags import Parser
 from beast.policy import ModelError
 from beast.workers import WorkerError, warm_up
 
+PONGS_LEVELS = [0.0, 10.0, 18.0, 19.0, 20.0]
 _ABOUT = """{0} [train] [flags]: train a policy, or go on with a run (--resume RUN).
 {0} evaluate --checkpoint RUN: play full games with it.
-{0} profile: say where the time goes. Each command has its own --help."""
+{0} profile: say where the time goes.
+{0} plot RUN ...: draw the curves of runs. Each command has its own --help."""
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command. Errors that a user can mend are one line on stderr."""
-    commands = {"train": train, "evaluate": evaluate, "profile": profile}
+    commands = {"train": train, "evaluate": evaluate, "profile": profile, "plot": plot}
     if command not in commands:
         near = difflib.get_close_matches(command, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(commands)}"
@@ -159,6 +161,44 @@ def profile(arguments: list[str]) -> int:
         show(figures)
     if "json" in files:
         _write_json(files["json"], figures)
+    return 0
+
+
+def plot(arguments: list[str]) -> int:
+    """Draw runs' curves."""
+    parser = Parser(
+        prog=f"{names.typed} plot", description="Draw the curves of runs, and write when which return was reached."
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run folder, a run's name in savedir, or latest")
+    add(
+        "--out",
+        type=Path,
+        default=Path("curve.png"),
+        metavar="FILE",
+        help="the picture; JSON goes beside it [curve.png]",
+    )
+    add("--labels", nargs="+", metavar="NAME", help="of the curves, one a run [the folders' names]")
+    add("--title", default="", metavar="TEXT", help="over the picture")
+    add(
+        "--levels",
+        type=float,
+        nargs="*",
+        default=[0.0, 10.0, 18.0, 19.0, 20.0],
+        metavar="X",
+        help="returns to look for [Pong's]",
+    )
+    add("--savedir", default=RunConfig.savedir, metavar="DIR", help="where runs are [runs]")
+    values = parser.parse(arguments)
+    from beast.plot import draw
+
+    folders = [checkpoint.find_run(run, values["savedir"]) for run in values["runs"]]
+    labels = values["labels"] or [folder.name for folder in folders]
+    if len(labels) != len(folders):
+        parser.error(f"--labels: {len(folders)} runs need as many labels, got {len(labels)}")
+    api.make_writable("out", values["out"].parent)
+    draw(folders, labels, values["out"], values["title"], values["levels"])
+    print(f"{values['out']}, {values['out'].with_suffix('.json')}")
     return 0
 
 

@@ -1,30 +1,13 @@
-"""What all plots share."""
+"""What all plots of benchmarks share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from beast.plot import panels, save
 
-def _pyplot() -> Any:
-    """Here, so that benchmarks can be run without matplotlib where nothing is drawn."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def panels(count: int, title: str) -> tuple[Any, list[Any]]:
-    """A figure and its panels, side by side."""
-    figure, axes = _pyplot().subplots(1, count, figsize=(5.2 * count, 3.6), layout="constrained", squeeze=False)
-    figure.suptitle(title, fontsize=11)
-    for panel in axes[0]:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes[0])
+__all__ = ["bars", "panels", "save"]
 
 
 def bars(panel: Any, groups: Sequence[str], series: Mapping[str, Mapping[str, float]], label: str) -> None:
@@ -38,8 +21,3 @@ def bars(panel: Any, groups: Sequence[str], series: Mapping[str, Mapping[str, fl
     panel.set_ylabel(label)
     if len(series) > 1:
         panel.legend(frameon=False, fontsize=8)
-
-
-def save(figure: Any, file: Path) -> None:
-    figure.savefig(file, dpi=130)
-    _pyplot().close(figure)

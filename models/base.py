@@ -9,7 +9,8 @@ The contract, for a model of your own (`--model my_pkg.my_module`): the module d
 `inputs` holds [T, B, ...] tensors; T is 1 when acting. Where `inputs.first[t, b]` is set, the state of b is zeroed
 before row t. A model without memory returns `()` from `initial_state` and hands `core_state` back. Set
 `supports_bfloat16 = True` on the class if its weights may be bfloat16 (then convert inputs to the weights' dtype); it is
-float32 otherwise. Subclassing `ActorCritic` and writing `torso` alone is the short way (see `models/mlp.py`).
+float32 otherwise. Subclassing `ActorCritic` and writing `torso` alone is the short way (`from beast.models.base import
+ActorCritic`; see `models/mlp.py`).
 
 The class may also have `Config`, a frozen dataclass whose fields become flags; and `columns`, a dict of ArraySpec by name:
 arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, assert_one_line
 
+import beast
 from beast import commands
 from beast.config import PRESETS, Config, ConfigError
 from beast.flags import MOST_USED, field_docs
@@ -226,6 +227,18 @@ def test_bad_input_ends_the_process_with_status_2():
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "run.py: error: unknown argument --num_actor; did you mean --num_actors?\n"
+
+
+def test_messages_name_what_was_typed():
+    done = subprocess.run(
+        [sys.executable, "-m", "beast", "--num_actor", "4"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "python -m beast: error: unknown argument --num_actor; did you mean --num_actors?\n"
+
+
+def test_the_version_is_said(call):
+    assert call("--version") == (0, f"beast {beast.__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [["--episodes", 0], ["--seed", -1], ["--json"], ["--episodes", "all"]])

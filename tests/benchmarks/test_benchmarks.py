@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import environment, learner, plot_run, slow_environments, startup, throughput
+from benchmarks import environment, learner, slow_environments, startup, throughput
 from benchmarks import run as suite
 from benchmarks.run import BENCHMARKS, Benchmark
 
@@ -152,22 +152,3 @@ def test_unknown_benchmarks_are_refused(tmp_path, capsys):
         suite.main(["--only", "nonsense", "--out", str(tmp_path)])
     assert end.value.code == 2
     assert "throughput" in capsys.readouterr().err
-
-
-def test_curves_of_runs_are_drawn_with_when_they_passed_what(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.json").write_text(json.dumps({"git_commit": "abc", "machine": {"cores": 2}, "flags": {"seed": 1}}))
-    table = [
-        "time,frames,sps,episodes,mean_episode_return",
-        "60,1e6,100,50,30.0",
-    ]  # fewer than a hundred games: not yet
-    table += ["120,2e6,300,100,-5.0", "180,3e6,200,150,1.0", "240,4e6,0,200,19.5", "300,5e6,250,250,12.0"]
-    (run / "logs.csv").write_text("\n".join(table) + "\n")
-    plot_run.main([str(run), "--labels", "mine", "--levels", "0", "18", "20", "--out", str(tmp_path / "curve.png")])
-    (found,) = json.loads((tmp_path / "curve.json").read_text())
-    assert found["first_at_or_above"] == {"0": {"frames": 3.0, "minutes": 3.0}, "18": {"frames": 4.0, "minutes": 4.0}}
-    assert found["best_return"] == 19.5
-    assert found["last"] == {"frames": 5.0, "minutes": 5.0, "return": 12.0}
-    assert (found["label"], found["git_commit"], found["median_sps"]) == ("mine", "abc", 250)
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

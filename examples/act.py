@@ -1,0 +1,28 @@
+"""Act with a policy in a loop of your own: `python examples/act.py RUN`, after training on CartPole-v1.
+
+No environment is made to load a policy: what it sees and does is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import gymnasium
+
+import beast
+
+
+def main(run: str) -> None:
+    """Play one game and say what it earned."""
+    agent = beast.load(run, deterministic=True)
+    env = gymnasium.make("CartPole-v1")
+    observation, _ = env.reset(seed=0)
+    total, reward, over = 0.0, None, False  # nothing was earned before the first row
+    while not over:
+        observation, reward, terminated, truncated, _ = env.step(agent.act(observation, reward))
+        total, over = total + float(reward), terminated or truncated
+    print(f"return {total:g}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
