@@ -356,3 +356,19 @@ def test_a_checkpoint_nested_deeper_than_anyone_can_read(call, tmp_path, name):
         done = call(*command)
         if done.code:
             assert_one_line(done)
+
+
+def test_a_name_of_any_length_is_still_one_line(call, tmp_path):
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    (path,) = checkpoint.saved(tmp_path / "runs" / "r")
+    state = checkpoint.load(path)
+    for name in ("env", "model", "algorithm"):
+        torch.save(state | {"config": state["config"] | {name: "a" * 100_000}}, path)
+        done = call("evaluate", "--checkpoint", path, "--episodes", 1)
+        assert done.code
+        assert len(done.err) < 1_100
+
+
+@pytest.mark.parametrize("kwargs", ['{"rows": true}', '{"rows": 1}', '{"columns": 0}', '{"rows": 2.5}'])
+def test_catch_of_no_size(call, kwargs):
+    assert_one_line(call(*SMALL, "--env_kwargs", kwargs, "--total_steps", 80), "2 rows and 1 column")
