@@ -252,7 +252,7 @@ def find(name: str, savedir: str) -> Path:
         return Path(name)
     run = find_run(name, savedir)
     latest = folder_of(run) / LATEST
-    if latest.exists():
+    if latest.is_file():  # it may be a link to anything
         return latest
     if files := newest_first(run):
         return files[0]

@@ -53,9 +53,12 @@ def run(command: str, arguments: list[str]) -> int:
         return _fail(f"{type(error).__name__}: {api.one_line(error)}", 1)
 
 
+_LONGEST = 1000  # letters of an error: names in a file may have any length
+
+
 def _fail(message: str, status: int) -> int:
     """One line, whatever is in the message: it may quote names from a file."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:_LONGEST])
     print(f"{names.typed}: error: {line}", file=sys.stderr)
     return status
 

@@ -32,7 +32,7 @@ WATCHED = ("memory_mb", "open_files", "threads", "processes")
 FAULTS = ("worker", "worker stopped", "server killed", "server stopped", "engine")
 """A worker is killed; it is stopped; its fork server is killed; it is stopped and then a worker is killed; a process that an
 environment started is killed."""
-PATIENCE = 120.0  # seconds in which all workers must be there again, `--actor_timeout` not counted
+PATIENCE = 400.0  # seconds in which all workers must be there again, `--actor_timeout` not counted
 RUN = ["--savedir", ".", "--xpid", "run", "--total_steps", str(10**9), "--max_restarts", str(10**6)]
 
 
@@ -48,10 +48,17 @@ class Run:
         self.seen: set[psutil.Process] = set()
 
     def workers(self) -> list[psutil.Process]:
-        """Actor processes, inference process, evaluator: the children of its fork server."""
+        """Actor processes, inference process, evaluator: the forks of its fork server, not what it adopted from dead ones."""
+        found = []
         with suppress(psutil.Error):  # the server may have just been killed
-            return [worker for child in self.process.children() for worker in child.children()]
-        return []
+            for server in self.process.children():
+                for child in server.children():
+                    with suppress(psutil.Error):
+                        if (
+                            child.cmdline() == server.cmdline()
+                        ):  # which those that execute something, and the dead, have not
+                            found.append(child)
+        return found
 
     def sample(self) -> dict[str, float]:
         """What is watched, now."""

@@ -21,6 +21,8 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
     metric_names = ("caught",)
 
     def __init__(self, rows: int = 10, columns: int = 5, render_mode: str | None = None) -> None:
+        if type(rows) is not int or type(columns) is not int or rows < 2 or columns < 1:
+            raise ValueError(f"Catch needs 2 rows and 1 column at least, got {rows!r:.20} and {columns!r:.20}")
         self.rows, self.columns, self.render_mode = rows, columns, render_mode
         self.observation_space = gymnasium.spaces.Box(0, 255, (rows, columns), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(3)

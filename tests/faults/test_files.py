@@ -262,3 +262,31 @@ def test_an_old_run_of_an_odd_name_goes_on(call, tmp_path):
     assert call("evaluate", "--checkpoint", "my run", "--episodes", 1).code == 0
     done = call("--resume", "my run", "--total_steps", 120)
     assert done.code == 0, done.err
+
+
+# -- what is no file ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["logs.csv", "log.txt", ".lock", "checkpoints/step_000000000081.pt", "checkpoints/.latest.pt.abcd"]
+)
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(call, tmp_path, name):
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    path = tmp_path / "runs" / "r" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert call("evaluate", "--checkpoint", "r", "--episodes", 1).code == 0
+    for command in (["--resume", "r", "--total_steps", 120], [*SMALL, "--xpid", "r", "--total_steps", 80]):
+        assert_one_line(call(*command), f"runs/r/{name} is neither a file nor a folder: remove it")
+
+
+@pytest.mark.parametrize("target", ["/", "/dev/zero", "latest.pt", "/nonexistent"])
+def test_latest_may_lead_anywhere(call, tmp_path, target):
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    folder = tmp_path / "runs" / "r" / "checkpoints"
+    (folder / "latest.pt").unlink()
+    (folder / "latest.pt").symlink_to(target)
+    assert call("evaluate", "--checkpoint", "r", "--episodes", 1).code == 0
+    (folder / "step_000000000080.pt").unlink()
+    (folder / "step_000000000080.pt").symlink_to(target)
+    assert_one_line(call("evaluate", "--checkpoint", "r", "--episodes", 1), "has no checkpoint")

@@ -369,3 +369,19 @@ def test_actions_that_a_game_does_not_have_are_not_replayed(call, tmp_path):
     done = call("--resume", "r", "--total_steps", 160)
     assert done.code == 0, done.err
     assert "goes on with fresh episodes" in done.out
+
+
+def test_a_name_of_any_length_is_still_one_line(call, tmp_path):
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    (path,) = checkpoint.saved(tmp_path / "runs" / "r")
+    state = checkpoint.load(path)
+    for name in ("env", "model", "algorithm"):
+        torch.save(state | {"config": state["config"] | {name: "a" * 100_000}}, path)
+        done = call("evaluate", "--checkpoint", path, "--episodes", 1)
+        assert done.code
+        assert len(done.err) < 1_100
+
+
+@pytest.mark.parametrize("kwargs", ['{"rows": true}', '{"rows": 1}', '{"columns": 0}', '{"rows": 2.5}'])
+def test_catch_of_no_size(call, kwargs):
+    assert_one_line(call(*SMALL, "--env_kwargs", kwargs, "--total_steps", 80), "2 rows and 1 column")
