@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 
 from beast.data import ModelInput, Nested
-from models import mlp
+from beast.models import mlp
 
 
 class VisitCounts(gymnasium.Wrapper[Any, Any, Any, Any]):
