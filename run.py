@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         paths.settle(sys.path)
         _take_signals()
+        if not paths.current_folder():  # MKL would end this process on the spot
+            os.write(2, b"run.py: error: the current folder does not exist any more: go to another one\n")
+            return 2
         arguments = sys.argv[1:]
         from beast.system import keep_freed_memory
 
