@@ -151,6 +151,7 @@ class ForkServer:
                 stderr=_if_open(2),
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, _MARK: self._mark},
+                cwd=None if paths.current_folder() else "/",  # MKL ends a process whose folder is gone
             )
         except BaseException:
             self._socket.close()

@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None, program: str = "beast") -> int:
 
         paths.settle(sys.path)
         _take_signals(program)
+        if not paths.current_folder():  # MKL would end this process on the spot
+            os.write(2, f"{program}: error: the current folder does not exist any more: go to another one\n".encode())
+            return 2
         arguments = sys.argv[1:]
         from beast.system import keep_freed_memory
 

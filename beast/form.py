@@ -22,7 +22,7 @@ def _is_dense(value: Any) -> bool:
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
-        and not (value.is_complex() or value.is_quantized)
+        and not (value.is_complex() or value.is_quantized or value.is_nested)
         and value.nbytes <= value.untyped_storage().nbytes()  # else it is larger than what was read
     )
 

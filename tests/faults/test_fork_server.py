@@ -159,6 +159,32 @@ def test_an_ascii_locale(start, flags):
     assert not program.err
 
 
+def test_a_current_folder_that_is_gone(start, tmp_path):
+    (tmp_path / "gone").mkdir()
+
+    def leave() -> None:
+        os.chdir(tmp_path / "gone")
+        os.rmdir(tmp_path / "gone")
+
+    program = start(*CATCH, "--total_steps", 400, preexec_fn=leave).finish()
+    assert program.code == 2
+    assert_one_line(program, "the current folder does not exist any more")
+
+
+def test_a_current_folder_that_goes_meanwhile(start, tmp_path):
+    (tmp_path / "gone").mkdir()
+    program = started(start, "--savedir", tmp_path / "runs", cwd=tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    server = program.fork_server()
+    assert server
+    server.kill()
+    wait_until(lambda: (new := program.fork_server()) and new != server and program.workers(), "another")
+    goes_on(program)
+    program.send(signal.SIGINT)
+    assert program.finish().code == 130, program.story()
+    assert not program.err
+
+
 # -- other users ----------------------------------------------------------------------------------------------------------
 
 

@@ -333,6 +333,18 @@ def test_checkpoints_that_hold_odd_things(call, tmp_path, flags, examples):
     assert refused > examples // 5
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_of_tensors(call, tmp_path):
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    (path,) = checkpoint.saved(tmp_path / "runs" / "r")
+    state = checkpoint.load(path)
+    weights = state["learner"]["model"]
+    weights["policy.weight"] = torch.nested.nested_tensor(list(weights["policy.weight"]))
+    torch.save(state, path)
+    for command in (["evaluate", "--checkpoint", path, "--episodes", 1], ["--resume", path, "--total_steps", 120]):
+        assert_one_line(call(*command), "(learner.model)")
+
+
 @pytest.mark.parametrize("name", ["config", "env_kwargs", "reports", "past", "signature"])
 def test_a_checkpoint_nested_deeper_than_anyone_can_read(call, tmp_path, name):
     """Lists in lists, which no pickler would write, but every unpickler reads."""
