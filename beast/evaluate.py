@@ -108,7 +108,7 @@ def _check_same_spaces(task: Task, state: dict[str, Any]) -> None:
         raise EnvError("--env: this checkpoint is of an older version, which did not keep its spaces: leave --env out")
     try:
         trained_on = {what: from_plain(plain) for what, plain in state["spaces"].items()}
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"its spaces are damaged ({error!r:.200})") from error
     for what, own in (("observation", task.model.observation_space), ("action", task.model.action_space)):
         if own != trained_on[what]:
