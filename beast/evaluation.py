@@ -121,7 +121,7 @@ def trained_spaces(state: dict[str, Any]) -> dict[str, gymnasium.Space[Any]]:
     """
     try:
         return {what: from_plain(state["spaces"][what]) for what in ("observation", "action")}
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"its spaces are damaged ({error!r:.200})") from error
 
 

@@ -333,6 +333,17 @@ def test_checkpoints_that_hold_odd_things(call, tmp_path, flags, examples):
     assert refused > examples // 5
 
 
+@pytest.mark.parametrize("value", [10**30, -(10**30), float("nan"), [[1], [2, 3]], {}, "x"])
+def test_odd_bounds_of_a_space(call, tmp_path, value):
+    assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
+    (path,) = checkpoint.saved(tmp_path / "runs" / "r")
+    state = checkpoint.load(path)
+    state["spaces"]["observation"]["low"] = value
+    torch.save(state, path)
+    done = call("evaluate", "--checkpoint", path, "--episodes", 1, "--env", "Catch-v0", "--env_kwargs", '{"rows": 9}')
+    assert_one_line(done)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_tensor_of_tensors(call, tmp_path):
     assert call(*SMALL, "--xpid", "r", "--total_steps", 80).code == 0
