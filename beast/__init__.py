@@ -9,21 +9,21 @@ Everything is imported when it is first used, so that `import beast` costs nothi
 
 from __future__ import annotations
 
-from beast import paths
+from beast.processes import paths
 
 TYPE_CHECKING = False  # typing's is no other, but a typing.py in the current folder may be anybody's: see beast/cli.py
 if TYPE_CHECKING:
     from typing import Any
 
-    from beast.agent import Agent as Agent
+    from beast.acting.agent import Agent as Agent
     from beast.api import evaluate as evaluate
     from beast.api import load as load
     from beast.api import train as train
-    from beast.checkpoint import CheckpointError as CheckpointError
-    from beast.config import ConfigError as ConfigError
-    from beast.envs import EnvError as EnvError
-    from beast.policy import ModelError as ModelError
-    from beast.workers import WorkerError as WorkerError
+    from beast.core.errors import CheckpointError as CheckpointError
+    from beast.core.errors import ConfigError as ConfigError
+    from beast.core.errors import EnvError as EnvError
+    from beast.core.errors import ModelError as ModelError
+    from beast.core.errors import WorkerError as WorkerError
 
 __version__ = "0.1.0"
 
@@ -33,12 +33,12 @@ _HOMES = {
     "train": "api",
     "evaluate": "api",
     "load": "api",
-    "Agent": "agent",
-    "ConfigError": "config",
-    "EnvError": "envs",
-    "ModelError": "policy",
-    "CheckpointError": "checkpoint",
-    "WorkerError": "workers",
+    "Agent": "acting.agent",
+    "ConfigError": "core.errors",
+    "EnvError": "core.errors",
+    "ModelError": "core.errors",
+    "CheckpointError": "core.errors",
+    "WorkerError": "core.errors",
 }
 """The module of each public name."""
 

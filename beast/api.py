@@ -16,20 +16,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from beast import checkpoint, run_folder
-from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError, LearnerConfig, ModelConfig, RunConfig, section
-from beast.envs import EnvError
-from beast.policy import ModelChoice, ModelError, Policy
-from beast.system import allow_open_files
-from beast.trust import NAMES_CODE
-from beast.workers import warm_up
+from beast.acting.models import ModelChoice
+from beast.acting.policy import Policy
+from beast.core.errors import BeastError, CheckpointError, ConfigError
+from beast.processes.machine import allow_open_files
+from beast.processes.supervisor import start_fork_server
+from beast.run import checkpoint
+from beast.run import folder as run_folder
+from beast.run.trust import NAMES_CODE
+from beast.settings.config import Config, LearnerConfig, ModelConfig, RunConfig, section
 
 if TYPE_CHECKING:
     import torch
 
-    from beast.agent import Agent
-    from beast.task import Task
+    from beast.acting.agent import Agent
+    from beast.acting.task import Task
 
 _live = threading.Lock()
 """Held by the training of this process: it seeds PyTorch and has the one fork server."""
@@ -55,7 +56,7 @@ def train(*, callbacks: Sequence[Any] = (), trust: bool = False, **flags: Any) -
     of threads set for this thread.
 
     Args:
-        callbacks: objects that hear of updates, episodes and checkpoints (`beast/callbacks.py`).
+        callbacks: objects that hear of updates, episodes and checkpoints (`beast/run/callbacks.py`).
         trust: run the code that a checkpoint names (`resume`), though somebody else made it.
         flags: those of the command line, by name: `env="CartPole-v1", total_steps=300_000`. Those left out have their
             defaults. What is named (an environment, a model) is imported by each process for itself, so that it must be in
@@ -124,8 +125,8 @@ def load(
     """
     import torch
 
-    from beast.agent import Agent
-    from beast.evaluation import load_model
+    from beast.acting.agent import Agent
+    from beast.tools.evaluation import load_model
 
     path, state = checkpoint.load_newest(os.fspath(run), os.fspath(savedir), warnings.warn)
     # Of all that a checkpoint may name only the model is followed, if it holds its spaces.
@@ -142,12 +143,12 @@ def _model_of(state: dict[str, Any], flags: dict[str, Any]) -> tuple[ModelChoice
     """The model of a checkpoint, and what it computes in on this machine's CPU."""
     import torch
 
-    from beast.evaluation import evaluated, trained_spaces
-    from beast.policy import model_module
-    from beast.task import compute_dtype, settle
+    from beast.acting.models import model_module
+    from beast.run.resolve import compute_dtype, resolve_config
+    from beast.tools.evaluation import evaluated, trained_spaces
 
     if "spaces" not in state:
-        _, task = settle(evaluated(flags))
+        _, task = resolve_config(evaluated(flags))
         return task.model, task.dtype
     learner = section(LearnerConfig, flags)
     settings = section(getattr(model_module(learner.model).Model, "Config", ModelConfig), flags)
@@ -184,12 +185,12 @@ def run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any]
 
 def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], tell: Callable[[str], Any]) -> Ended:
     if values.get("num_actor_processes") != 0:
-        warm_up()  # it imports torch on another core while this process does
-    from beast.task import settle
+        start_fork_server()  # it imports torch on another core while this process does
+    from beast.run.resolve import resolve_config
 
     folder = run_folder.to_resume(values)
     if folder is None:
-        config, task = settle(values)  # before anything is made
+        config, task = resolve_config(values)  # before anything is made
         check_machine(config, task)
         folder = run_folder.make(config)
         with run_folder.locked(folder):
@@ -200,7 +201,7 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
         name = values["resume"] if values["resume"] != "auto" else str(folder)
         path, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
         flags = checkpoint.settings_of(path, state, values, trusted)
-        config, task = settle(run_folder.flags_to_resume(folder, flags, values))
+        config, task = resolve_config(run_folder.flags_to_resume(folder, flags, values))
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
             for line in notes:
@@ -208,7 +209,7 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
             tell(f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.")
             return Ended(folder, None)
         check_machine(config, task)
-        run_folder.take_up(folder, config, steps)
+        run_folder.record_resume(folder, config, steps)
         return _run(config, task, folder, state, notes, callbacks)
 
 
@@ -216,7 +217,7 @@ def _run(
     config: Config, task: Task, folder: Path, state: dict[str, Any] | None, notes: list[str], callbacks: Sequence[Any]
 ) -> Ended:
     """Train in a folder that is locked; `notes` are for its log."""
-    from beast.assemble import assemble
+    from beast.run.assemble import assemble
 
     try:
         trainer = assemble(config, task, folder, state, callbacks=callbacks)
@@ -225,8 +226,7 @@ def _run(
             run_folder.undo(folder)
         if isinstance(error, OSError):
             raise ConfigError(f"cannot start in {folder}: {error}") from error
-        known = ConfigError, EnvError, ModelError, CheckpointError, MemoryError
-        if state is None or isinstance(error, known) or not isinstance(error, Exception):
+        if state is None or isinstance(error, BeastError | MemoryError) or not isinstance(error, Exception):
             raise
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's says enough
         raise CheckpointError(  # keys or shapes of another network
@@ -268,7 +268,7 @@ def run_evaluation(
     for name, value in given.items():
         if name not in other and value != flags.get(name):
             raise ConfigError(f"--{name} {value}: {path} was made with {flags.get(name)}")
-    from beast.evaluation import from_checkpoint
+    from beast.tools.evaluation import from_checkpoint
 
     return from_checkpoint(path, state, episodes, seed, deterministic, video, other)
 
@@ -279,7 +279,7 @@ def check_machine(config: Config, task: Task) -> None:
     Raises:
         ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised.
     """
-    from beast.memory import check_memory
+    from beast.run.memory import check_memory
 
     check_memory(config, task)
     if (limit := allow_open_files()) < config.open_files:

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None, program: str = "beast") -> int:
         The process's exit status (0 done, 1 failed, 2 bad input, 128 + n ended by signal n).
     """
     if arguments is None:
-        from beast import paths
+        from beast.processes import paths
 
         paths.settle(sys.path)
         _take_signals(program)
@@ -27,10 +27,11 @@ def main(arguments: list[str] | None = None, program: str = "beast") -> int:
             os.write(2, f"{program}: error: the current folder does not exist any more: go to another one\n".encode())
             return 2
         arguments = sys.argv[1:]
-        from beast.system import keep_freed_memory
+        from beast.processes.machine import keep_freed_memory
 
         keep_freed_memory()  # before there is any thread but this one: see there
-    from beast import commands, names
+    from beast import commands
+    from beast.core import names
 
     names.typed = program
     command = arguments[0] if arguments and not arguments[0].startswith("-") else "train"

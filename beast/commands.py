@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import beast
-from beast import api, checkpoint, names, trust
-from beast.checkpoint import CheckpointError
-from beast.config import Config, ConfigError, EnvironmentConfig, LearnerConfig, RunConfig
-from beast.envs import EnvError
-from beast.flags import Parser
-from beast.policy import ModelError
-from beast.workers import WorkerError, warm_up
+from beast import api
+from beast.core import names
+from beast.core.errors import BeastError, ConfigError
+from beast.processes.supervisor import start_fork_server
+from beast.report.files import write_json
+from beast.run import checkpoint, trust
+from beast.settings.config import Config, EnvironmentConfig, LearnerConfig, RunConfig
+from beast.settings.flags import Parser
 
 PONGS_LEVELS = [0.0, 10.0, 18.0, 19.0, 20.0]
 _ABOUT = """{0} [train] [flags]: train a policy, or go on with a run (--resume RUN).
@@ -34,12 +35,10 @@ def run(command: str, arguments: list[str]) -> int:
         return _fail(f"unknown command {command!r}; {hint}", 2)
     try:
         return commands[command](arguments)
-    except (ConfigError, EnvError, ModelError, CheckpointError) as error:
-        return _fail(str(error), 2)
-    except WorkerError as error:
+    except BeastError as error:
         if error.details:
             print(error.details.rstrip(), file=sys.stderr)
-        return _fail(str(error), 1)
+        return _fail(str(error), error.exit_status)
     except (MemoryError, FloatingPointError) as error:
         return _fail(str(error) or "out of memory", 1)
     except KeyboardInterrupt:
@@ -149,15 +148,15 @@ def profile(arguments: list[str]) -> int:
     for name, file in files.items():
         api.make_writable(name, file.parent)
     if own["autotune"]:
-        from beast.autotune import autotune
+        from beast.tools.autotune import autotune
 
         figures = autotune(values, own["seconds"])
     else:
-        warm_up()
-        from beast.profile import Measurement, measure, show
-        from beast.task import settle
+        start_fork_server()
+        from beast.run.resolve import resolve_config
+        from beast.tools.throughput import Measurement, measure, show
 
-        config, task = settle(values)
+        config, task = resolve_config(values)
         api.check_machine(config, task)
         what = Measurement(own["seconds"], own["warm_up"], not own["no_bound"], files.get("trace"))
         figures = measure(config, task, what)
@@ -193,7 +192,7 @@ def plot(arguments: list[str]) -> int:
     )
     add("--savedir", default=RunConfig.savedir, metavar="DIR", help="where runs are [runs]")
     values = parser.parse(arguments)
-    from beast.plot import draw
+    from beast.tools.plot import draw
 
     folders = [checkpoint.find_run(run, values["savedir"]) for run in values["runs"]]
     labels = values["labels"] or [folder.name for folder in folders]
@@ -207,7 +206,7 @@ def plot(arguments: list[str]) -> int:
 
 def _write_json(path: Path, value: Any) -> None:
     try:
-        checkpoint.write_json(path, value)
+        write_json(path, value)
     except OSError as error:
         raise ConfigError(f"cannot write --json {path}: {error.strerror}") from error
 

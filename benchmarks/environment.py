@@ -20,7 +20,7 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from beast.data import Array
+from beast.core.data import Array
 from beast.envs import EnvChoice
 from benchmarks.plots import bars, panels, save
 

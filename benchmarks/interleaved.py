@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from beast.checkpoint import write_json
-from beast.run_folder import git_commit
-from beast.system import machine
+from beast.processes.machine import describe_machine
+from beast.report.files import write_json
+from beast.run.folder import git_commit
 from benchmarks.same_numbers import ROOT, checked_out
 
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             figures = summary(pairs) | {"against": values.against, "flags": values.flags, "seconds": values.seconds}
             if values.json:
-                write_json(Path(values.json), figures | {"machine": machine(), "git_commit": git_commit()})
+                write_json(Path(values.json), figures | {"machine": describe_machine(), "git_commit": git_commit()})
     low, high = figures["interval_90"]
     print(
         f"median of {len(pairs)} pairs: theirs {figures['theirs']:,.0f}, ours {figures['ours']:,.0f} SPS; "

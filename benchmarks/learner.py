@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from beast.assemble import make_learner
-from beast.gradients import Gradients, Staged
-from beast.learner import Learner
-from beast.profile import blank_batch, time_learner
-from beast.system import keep_freed_memory, use_compute_threads
-from beast.task import settle
+from beast.core.gradients import Gradients, Staged
+from beast.core.learner import Learner
+from beast.processes.machine import keep_freed_memory, use_compute_threads
+from beast.run.assemble import make_learner
+from beast.run.resolve import resolve_config
+from beast.tools.throughput import blank_batch, time_learner
 from benchmarks.plots import bars, panels, save
 from benchmarks.throughput import MODELS
 
@@ -46,7 +46,7 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
 
 def make(flags: dict[str, Any]) -> tuple[Gradients, Learner, Staged]:
     """A learner and a batch on its device, as run.py would have them with these flags."""
-    config, task = settle(flags)
+    config, task = resolve_config(flags)
     gradients, learner = make_learner(config, task)
     staged = blank_batch(gradients, task.unroll, config.learner.batch_size, config.actors.unroll_length)
     return gradients, learner, staged

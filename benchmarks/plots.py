@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beast.plot import panels, save
+from beast.tools.plot import panels, save
 
 __all__ = ["bars", "panels", "save"]
 

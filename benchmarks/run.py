@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from beast import system
-from beast.checkpoint import write_json
-from beast.run_folder import git_commit
+from beast.processes import machine as system
+from beast.report.files import write_json
+from beast.run.folder import git_commit
 from benchmarks import environment, learner, startup, throughput
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def run(name: str, out: Path, seconds: float, again: bool) -> bool:
     Raises:
         ValueError: if the file holds another machine's results, or something else.
     """
-    benchmark, machine = BENCHMARKS[name], system.machine()
+    benchmark, machine = BENCHMARKS[name], system.describe_machine()
     file = out / f"{name}_{machine['cores']}cores{'_gpu' if machine['gpu'] else ''}.json"
     done = {} if again else _read(file, machine)
     good = True

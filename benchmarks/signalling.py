@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from beast.data import ArraySpec
+from beast.core.data import ArraySpec
 from beast.polybeast.mailbox import Line, Request
-from beast.shared import SharedArrays
-from beast.system import machine
+from beast.processes.machine import describe_machine
+from beast.processes.shared import SharedArrays
 
 
 class Pipes:
@@ -141,7 +141,7 @@ def main() -> None:
         )
     if values.json:
         with open(values.json, "w") as file:
-            json.dump({"machine": machine(), "results": results}, file, indent=2)
+            json.dump({"machine": describe_machine(), "results": results}, file, indent=2)
 
 
 if __name__ == "__main__":

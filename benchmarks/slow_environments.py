@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from beast.autotune import profile_of
-from beast.run_folder import git_commit
-from beast.system import machine
+from beast.processes.machine import describe_machine
+from beast.run.folder import git_commit
+from beast.tools.autotune import profile_of
 from benchmarks.throughput import TIMEOUT
 
 STEP_MS = 1.0  # mean work of a step, resets included
@@ -67,7 +67,7 @@ def main() -> None:
     if values.json:
         own = ["--seconds", f"{values.seconds:g}", "--rounds", str(values.rounds), *flags]
         command = shlex.join(["python", "-m", "benchmarks.slow_environments", *own])
-        figures = {"machine": machine(), "git_commit": git_commit(), "command": command, "results": results}
+        figures = {"machine": describe_machine(), "git_commit": git_commit(), "command": command, "results": results}
         Path(values.json).write_text(json.dumps(figures, indent=2) + "\n")
 
 

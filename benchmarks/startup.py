@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from beast.flags import to_arguments
-from beast.forkserver import PR_SET_PDEATHSIG, prctl
+from beast.processes.forkserver import PR_SET_PDEATHSIG, prctl
+from beast.settings.flags import to_arguments
 from benchmarks.plots import bars, panels, save
 from benchmarks.throughput import MODELS, TRAINERS
 

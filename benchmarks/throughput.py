@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from beast.autotune import profile_of
-from beast.flags import to_arguments
+from beast.settings.flags import to_arguments
+from beast.tools.autotune import profile_of
 from benchmarks.plots import bars, panels, save
 
 MODELS = ("atari_shallow", "impala_shallow", "impala_resnet")

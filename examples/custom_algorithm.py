@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from beast.algorithms import impala
-from beast.data import Batch, ModelOutput
-from beast.distributions import Distribution
+from beast.core.algorithms import impala
+from beast.core.data import Batch, ModelOutput
+from beast.core.distributions import Distribution
 
 
 @dataclass(frozen=True)

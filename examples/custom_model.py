@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from beast.data import ModelInput, ModelOutput
-from beast.distributions import distribution_for
+from beast.core.data import ModelInput, ModelOutput
+from beast.core.distributions import distribution_for
 
 
 class Model(nn.Module):

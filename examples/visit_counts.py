@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from beast.data import ModelInput, Nested
+from beast.core.data import ModelInput, Nested
 from beast.models import mlp
 
 

@@ -14,7 +14,7 @@ ActorCritic`; see `models/mlp.py`).
 
 The class may also have `Config`, a frozen dataclass whose fields become flags; and `columns`, a dict of ArraySpec by name:
 arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).
-`beast.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
+`beast.core.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from beast.data import ModelInput, ModelOutput, Nested
-from beast.distributions import UNBOUNDED, distribution_for
+from beast.core.data import ModelInput, ModelOutput, Nested
+from beast.core.distributions import UNBOUNDED, distribution_for
 
 LSTM_SIZE = 256
 
@@ -177,7 +177,7 @@ def scale_of(space: gymnasium.spaces.Box) -> float:
 
 
 def leaves(space: gymnasium.Space, where: str = "") -> list[tuple[str, gymnasium.Space]]:  # type: ignore[type-arg]
-    """(keys, part) of all parts of a nested space, in the order of `beast.data.flatten`."""
+    """(keys, part) of all parts of a nested space, in the order of `beast.core.data.flatten`."""
     if isinstance(space, gymnasium.spaces.Dict):
         return [leaf for key, part in space.spaces.items() for leaf in leaves(part, f"{where}[{key!r}]")]
     if isinstance(space, gymnasium.spaces.Tuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from beast.data import Nested, flatten
+from beast.core.data import Nested, flatten
 from beast.envs.spaces import Words
 
 from .base import ActorCritic, VectorInput, leaves

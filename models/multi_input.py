@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from beast.data import Nested, flatten
+from beast.core.data import Nested, flatten
 from beast.envs.spaces import BUCKETS, Codes, Words
 
 from .base import ActorCritic, ImageInput, VectorInput, conv_size, initialise, leaves

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from beast.actors import ActorArguments, ActorGroup, Stopwatch
-from beast.data import Array, Nested
-from beast.policy import Policy
-from beast.system import keep_freed_memory, use_compute_threads
-from beast.unrolls import UnrollWriter, WorkerPort
-from beast.weights import Weights
-from beast.workers import Context
+from beast.acting.actors import ActorArguments, ActorGroup
+from beast.acting.policy import Policy
+from beast.core.data import Array, Nested
+from beast.processes.machine import keep_freed_memory, use_compute_threads
+from beast.processes.status import Stopwatch, WorkerStatus
+from beast.store.unrolls import UnrollWriter, WorkerPort
+from beast.store.weights import Weights
 
 
 class Actors:
@@ -52,7 +52,7 @@ class Actors:
 
 
 def run(
-    context: Context, ports: list[WorkerPort], arguments: ActorArguments, dtype: torch.dtype, weights: Weights
+    context: WorkerStatus, ports: list[WorkerPort], arguments: ActorArguments, dtype: torch.dtype, weights: Weights
 ) -> None:
     """The body of an actor process: unroll after unroll, until told to stop."""
     use_compute_threads(1)  # the environment variable would come too late: torch is imported already

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from beast.actors import ActorArguments, Unwatched, spread
-from beast.config import Config
-from beast.crew import Crew, WorkerPlan
-from beast.task import Task
-from beast.unrolls import UnrollSpec, UnrollWriter, WorkerPort
-from beast.weights import Weights
+from beast.acting.actors import ActorArguments, spread
+from beast.acting.task import Task
+from beast.processes.status import LocalStatus
+from beast.run.crew import Crew, WorkerPlan
+from beast.settings.config import Config
+from beast.store.unrolls import UnrollSpec, UnrollWriter, WorkerPort
+from beast.store.weights import Weights
 
 from . import actor
 
@@ -30,7 +31,7 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
     if config.actors.serial:
         everyone = tuple(range(config.actors.num_actors))
 
-        def make(writer: UnrollWriter, life: int, watch: Unwatched) -> actor.Actors:
+        def make(writer: UnrollWriter, life: int, watch: LocalStatus) -> actor.Actors:
             return actor.Actors(arguments(everyone, life), task.dtype, weights, writer, watch)
 
         return Crew(serial=make)

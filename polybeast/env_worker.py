@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from beast.actors import ActorArguments, ActorGroup, Stopwatch
-from beast.data import Array
-from beast.system import keep_freed_memory, use_compute_threads
-from beast.unrolls import UnrollWriter, WorkerPort
-from beast.workers import Context
+from beast.acting.actors import ActorArguments, ActorGroup
+from beast.core.data import Array
+from beast.processes.machine import keep_freed_memory, use_compute_threads
+from beast.processes.status import Stopwatch, WorkerStatus
+from beast.store.unrolls import UnrollWriter, WorkerPort
 
 from .mailbox import Line, Mailbox, Request
 
@@ -29,7 +29,7 @@ class RemoteActors:
         self._places = places_of(arguments.actors)
         self.actors = ActorGroup(arguments, writer, watch)
         # No two lives of a worker use the same tickets, so that an answer to a dead one is told apart.
-        self.ticket = (arguments.incarnation * 0x9E3779B1 + 1) & 0x3FFFFFFF
+        self.ticket = (arguments.life * 0x9E3779B1 + 1) & 0x3FFFFFFF
         self.slots: Array | None = None
         self.asked = 0.0
 
@@ -75,7 +75,7 @@ class Lines:
 
 
 def run(
-    context: Context,
+    context: WorkerStatus,
     ports: list[WorkerPort],
     groups: list[int],
     arguments: list[ActorArguments],

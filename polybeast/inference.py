@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from beast.actors import Timer
-from beast.data import Array, ArraySpec, Nested, flatten, map_nested
-from beast.policy import ModelChoice, Policy
-from beast.shared import SharedArrays
-from beast.system import keep_freed_memory, use_compute_threads
-from beast.weights import Weights
-from beast.workers import Context
+from beast.acting.models import ModelChoice
+from beast.acting.policy import Policy
+from beast.core.data import Array, ArraySpec, Nested, flatten, map_nested
+from beast.processes.machine import keep_freed_memory, use_compute_threads
+from beast.processes.shared import SharedArrays
+from beast.processes.status import Timer, WorkerStatus
+from beast.store.weights import Weights
 
 from .batcher import Batcher, Waiting
 from .mailbox import Line, Mailbox, Request
@@ -210,7 +210,7 @@ class Inference:
             start += p.stop - p.start
 
 
-def run(context: Context, _ports: list[Any], arguments: InferenceArguments) -> None:
+def run(context: WorkerStatus, _ports: list[Any], arguments: InferenceArguments) -> None:
     """The body of an inference process."""
     use_compute_threads(1)
     keep_freed_memory()

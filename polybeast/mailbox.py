@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from beast.data import Array, ArraySpec, Chosen, EnvOutput, Nested, flatten, map_nested
-from beast.shared import SharedArrays
-from beast.unrolls import UnrollSpec
+from beast.core.data import Array, ArraySpec, Chosen, EnvOutput, Nested, flatten, map_nested
+from beast.processes.shared import SharedArrays
+from beast.store.unrolls import UnrollSpec
 
 _MESSAGE = np.dtype([("group", np.int32), ("ticket", np.int32)])
 

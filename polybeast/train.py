@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
-from beast.config import Config
-from beast.crew import Crew, WorkerPlan
-from beast.data import Array, Nested
-from beast.system import use_compute_threads
-from beast.task import Task
-from beast.unrolls import UnrollSpec, UnrollWriter, WorkerPort
-from beast.weights import Weights
+from beast.acting.actors import ActorArguments, ActorGroup, spread
+from beast.acting.task import Task
+from beast.core.data import Array, Nested
+from beast.processes.machine import use_compute_threads
+from beast.processes.status import LocalStatus
+from beast.run.crew import Crew, WorkerPlan
+from beast.settings.config import Config
+from beast.store.unrolls import UnrollSpec, UnrollWriter, WorkerPort
+from beast.store.weights import Weights
 
 from . import env_worker, inference
 from .env_worker import Lines, RemoteActors, places_of
@@ -59,7 +60,7 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
 
     if config.actors.serial:
 
-        def make(writer: UnrollWriter, life: int, watch: Unwatched) -> Serial:
+        def make(writer: UnrollWriter, life: int, watch: LocalStatus) -> Serial:
             return Serial(arguments(everyone, life), mailbox, writer, watch, Inference(serving, watch))
 
         return Crew(serial=make, counts=counts, summarise=summarise)
@@ -80,7 +81,7 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
         return Crew(workers, counts=counts, summarise=summarise)
     note = (f"inference runs in a thread: a process can serve {MOST_WORKERS} workers at most",) if in_process else ()
 
-    def serve(watch: Unwatched) -> None:
+    def serve(watch: LocalStatus) -> None:
         use_compute_threads(1)
         # On a GPU, a stream of its own: forwards do not queue behind the learner's kernels.
         stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -109,7 +110,7 @@ class Serial:
     """All environments and inference in this process, one after the other."""
 
     def __init__(
-        self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, watch: Unwatched, served: Inference
+        self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, watch: LocalStatus, served: Inference
     ) -> None:
         self._actors = RemoteActors(0, arguments, mailbox, writer, watch)
         self._watch, self._served = watch, served

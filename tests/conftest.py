@@ -24,8 +24,8 @@ import pytest
 import torch
 
 import run
-from beast.forkserver import PR_SET_PDEATHSIG, prctl
-from beast.workers import PRELOAD
+from beast.processes.children import PRELOAD
+from beast.processes.forkserver import PR_SET_PDEATHSIG, prctl
 
 ROOT = Path(run.__file__).parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -16,8 +16,8 @@ import torch
 from conftest import PATIENCE, ROOT, Program, rows
 
 import beast
-from beast import checkpoint
 from beast.envs import EnvChoice
+from beast.run import checkpoint
 
 OLD = ROOT / "tests" / "data" / "checkpoint_4e08ef6"
 CATCH = {"env": "Catch-v0", "num_actors": 4, "batch_size": 4, "num_actor_processes": 0, "total_steps": 400}
@@ -46,7 +46,7 @@ def test_importing_it_imports_nothing_else():
         "assert beast.train.__module__ == 'beast.api' and 'load' in dir(beast); print('torch' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert said.stdout.splitlines() == ["['__future__', 'beast', 'beast.paths']", "True"], said.stderr
+    assert said.stdout.splitlines() == ["['__future__', 'beast', 'beast.processes.paths']", "True"], said.stderr
 
 
 def test_a_run_is_trained_evaluated_and_gone_on_with(tmp_path):
@@ -95,7 +95,7 @@ def test_settings_of_a_models_own_come_from_the_checkpoint(tmp_path, own_module)
             from dataclasses import dataclass
             import torch
             from torch import nn
-            from beast.data import ModelOutput
+            from beast.core.data import ModelOutput
 
             class Model(nn.Module):
                 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import assert_one_line, assert_own_traceback, wait_until
 
-from beast import checkpoint
+from beast.report import files
+from beast.run import checkpoint
 
 SMALL = ["--num_actors", 2, "--batch_size", 2, "--total_steps", 400]
 SERIAL = ["--num_actor_processes", 0]
@@ -248,7 +249,7 @@ def test_a_savedir_without_permission(call, tmp_path):
 
 def test_a_disk_that_is_full_in_the_middle_costs_no_training(call, tmp_path, monkeypatch):
     """Checkpoints fail for a while; the run tells it, goes on, and saves when there is room again."""
-    real, failures = checkpoint.write_atomically, []
+    real, failures = files.write_atomically, []
 
     def full(path, write):
         if path.suffix == ".pt" and len(failures) < 2:
@@ -256,7 +257,7 @@ def test_a_disk_that_is_full_in_the_middle_costs_no_training(call, tmp_path, mon
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         real(path, write)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     done = call(*CATCH, "--xpid", "r", "--checkpoint_every", 1e-6)
     assert done.code == 0, done.err
     assert done.out.count("no checkpoint written ([Errno 28] No space left on device") == 2
@@ -270,7 +271,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error(call, run, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(
-        checkpoint, "write_atomically", lambda path, write: full(path, write) if path.suffix == ".pt" else None
+        files, "write_atomically", lambda path, write: full(path, write) if path.suffix == ".pt" else None
     )
     done = call("--resume", "r", "--total_steps", 800, *SERIAL)
     assert_one_line(done, "the last checkpoint could not be written", "No space left on device")
@@ -358,7 +359,7 @@ def test_a_loss_that_raises_shows_its_own_traceback(train, tmp_path):
     package = tmp_path / "mine"
     package.mkdir()
     source = """
-        from beast.algorithms.impala import Config
+        from beast.core.algorithms.impala import Config
 
         def loss(outputs, batch, distribution, config):
             raise LookupError("no minimum here")

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import PATIENCE, ROOT, Program, rows, wait_until
 
-from beast import checkpoint
-from beast.trainer import STOP_DEADLINE
+from beast.run import checkpoint
+from beast.run.trainer import STOP_DEADLINE
 
 CATCH = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--report_every", 0.2]
 PROCESSES = ["--num_actor_processes", 2]

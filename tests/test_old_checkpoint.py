@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import rows
 
-from beast import checkpoint
-from beast.spaces import from_plain
-from beast.task import settle
+from beast.envs.plain_spaces import from_plain
+from beast.report import files
+from beast.run import checkpoint
+from beast.run.resolve import resolve_config
 
 OLD = Path(__file__).parent / "data" / "checkpoint_4e08ef6"
 
@@ -46,14 +47,14 @@ def test_a_run_goes_on_from_it(call, run):
     assert rows(run)[-1]["step"] == 2600
     state = checkpoint.load(checkpoint.newest_first(run)[0])
     assert state["learner"]["updates"] == 130  # of 20 steps each, those before included
-    _, task = settle({"env": "Catch-v0", "env_kwargs": {"rows": 5, "columns": 3}})
+    _, task = resolve_config({"env": "Catch-v0", "env_kwargs": {"rows": 5, "columns": 3}})
     assert from_plain(state["spaces"]["observation"]) == task.model.observation_space
     assert from_plain(state["spaces"]["action"]) == task.model.action_space
 
 
 def test_a_format_of_the_future_is_refused(call, run):
     (file,) = checkpoint.saved(run)
-    checkpoint.write_tensors(file, checkpoint.load(file) | {"format": 99})
+    files.write_tensors(file, checkpoint.load(file) | {"format": 99})
     outcome = call("evaluate", "--checkpoint", run)
     assert outcome.code == 2
     assert "format 99" in outcome.err

@@ -9,13 +9,14 @@ from typing import Any
 
 import gymnasium
 
-from beast.data import ArraySpec
+from beast.core.data import ArraySpec
+from beast.core.errors import EnvError
 from beast.envs import atari, families, wrappers
-from beast.envs.base import EnvError, EnvGroup, group_of
+from beast.envs.base import EnvGroup, group_of
 from beast.envs.families import code_named_by, one_line
 from beast.envs.wrappers import Standard
 
-__all__ = ["EnvChoice", "EnvError", "EnvGroup", "Standard", "code_named_by"]
+__all__ = ["EnvChoice", "EnvGroup", "Standard", "code_named_by"]
 
 
 @dataclass(frozen=True)

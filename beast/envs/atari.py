@@ -15,9 +15,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from beast.data import ArraySpec
+from beast.core.data import ArraySpec
+from beast.core.errors import EnvError
 from beast.envs import wrappers
-from beast.envs.base import Adapter, EnvError, EnvGroup
+from beast.envs.base import Adapter, EnvGroup
 from beast.envs.wrappers import Standard
 
 ACTION_REPEAT = 4

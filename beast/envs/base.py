@@ -15,13 +15,10 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from beast.data import ACTION_MASK, Array, ArraySpec, EnvOutput, Nested, map_nested
-from beast.distributions import Distribution, distribution_for
+from beast.core.data import ACTION_MASK, Array, ArraySpec, EnvOutput, Nested, map_nested
+from beast.core.distributions import Distribution, distribution_for
+from beast.core.errors import EnvError
 from beast.envs.spaces import Codes, is_text, words_of
-
-
-class EnvError(ValueError):
-    """An environment cannot be made, or breaks its contract. The message is one line that says what to do."""
 
 
 class EnvGroup:
@@ -97,7 +94,7 @@ class EnvGroup:
         Args:
             actions: `[E]` (+ `[N]`), as the distribution draws them and the store keeps them.
 
-        NaN and infinity pass: the learner skips what they are in (`beast/finite.py`), and the return of their game is not
+        NaN and infinity pass: the learner skips what they are in (`beast/core/finite.py`), and the return of their game is not
         known.
 
         Raises:

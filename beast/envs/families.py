@@ -13,9 +13,10 @@ from typing import Any
 
 import gymnasium
 
-from beast.envs.base import EnvError, OldStyle
+from beast.core.errors import EnvError
+from beast.core.names import NoSuchModule, import_named
+from beast.envs.base import OldStyle
 from beast.envs.spaces import Codes
-from beast.names import NoSuchModule, import_named
 
 for _name in ("Catch", "Synthetic"):
     if f"{_name}-v0" not in gymnasium.registry:

@@ -8,7 +8,7 @@ import zlib
 import gymnasium
 import numpy as np
 
-from beast.data import Array
+from beast.core.data import Array
 
 BUCKETS = 1000
 """Words are hashed into so many (the paper's language channel)."""

@@ -16,8 +16,9 @@ import gymnasium
 import numpy as np
 from gymnasium.wrappers import FrameStackObservation, StickyAction, TimeLimit
 
-from beast.data import Array
-from beast.envs.base import Adapter, EnvError, as_gymnasium
+from beast.core.data import Array
+from beast.core.errors import EnvError
+from beast.envs.base import Adapter, as_gymnasium
 from beast.envs.families import codes_of, codes_space, import_member, split_wrappers
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from beast.data import Batch, flatten, map_nested
-from beast.profile import time_learner
-from beast.system import keep_freed_memory, use_compute_threads
+from beast.core.data import Batch, flatten, map_nested
+from beast.processes.machine import keep_freed_memory, use_compute_threads
+from beast.tools.throughput import time_learner
 from benchmarks import learner as learner_benchmark
 from benchmarks.gpu.processes import ROOT
 

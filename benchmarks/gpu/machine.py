@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from beast.run_folder import git_commit
-from beast.system import has_fast_bfloat16, machine
+from beast.processes.machine import describe_machine, has_fast_bfloat16
+from beast.run.folder import git_commit
 from benchmarks.gpu import nvidia
 
 Figures = dict[str, Any]
@@ -22,7 +22,7 @@ Figures = dict[str, Any]
 def describe() -> Figures:
     """Cores and threads, clocks, memory, versions, GPU, driver."""
     found: Figures = {
-        **machine(),
+        **describe_machine(),
         "git_commit": git_commit(),
         "threads_per_core": threads_per_core(),
         "mhz": _mhz(),

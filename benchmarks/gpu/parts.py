@@ -57,7 +57,7 @@ def machine(session: Session) -> None:
 
 def emulator(session: Session) -> None:
     """Steps a second of Pong, on one core and on all at once."""
-    from beast.system import usable_cores
+    from beast.processes.machine import usable_cores
     from benchmarks.gpu.emulator import rate
 
     games, seconds = (30, 2.0) if session.on_gpu else (2, 0.2)
@@ -239,7 +239,7 @@ def _run(command: list[Any], seconds: float) -> None:
 
 
 def _arguments(flags: dict[str, Any]) -> list[str]:
-    """For run.py's command line; beast.flags has it too, but imports torch."""
+    """For run.py's command line; beast.settings.flags has it too, but imports torch."""
     return [
         part
         for name, value in flags.items()

@@ -141,7 +141,7 @@ def test_results_of_another_machine_are_left_alone(counted, tmp_path, monkeypatc
     counts, _ = counted
     assert run(tmp_path) == 0
     here = suite.system.machine()
-    monkeypatch.setattr(suite.system, "machine", lambda: here | {"cpu": "another one"})
+    monkeypatch.setattr(suite.system, "describe_machine", lambda: here | {"cpu": "another one"})
     assert run(tmp_path) == 2
     assert "another --out" in capsys.readouterr().err
     assert counts == {"a": 1, "b": 1, "c": 1}

@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import ROOT, Program, pytest_configure, wait_until, wants_gpu
 
-from beast.system import usable_cores
+from beast.processes.machine import usable_cores
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import alone, nvidia, packages, parts
 from benchmarks.gpu.conductor import GRACE, InUse, Results, conduct, limit, order
@@ -702,7 +702,7 @@ def test_races_are_told_with_where_they_came_to():
 
 def test_every_part_of_the_plan_for_a_gpu_asks_for_settings_that_exist(monkeypatch):
     """Each part is walked through as on a GPU, with what measures replaced: names are distinct, flags are run.py's."""
-    from beast.config import Config
+    from beast.settings.config import Config
 
     heard = Heard(left=1000.0)
     monkeypatch.setattr(parts, "profile_of", lambda flags, *_: flags)

@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from beast.data import ArraySpec
-from beast.unrolls import UnrollSpec, UnrollStore
+from beast.core.data import ArraySpec
+from beast.store.unrolls import UnrollSpec, UnrollStore
 
 TINY = UnrollSpec(ArraySpec((1,), np.dtype(np.float32)), ArraySpec((), np.dtype(np.int64)), 1, ())
 FEW = ("--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--total_steps", 200)

@@ -16,7 +16,8 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line, wait_until
 
-from beast import checkpoint, trainer
+from beast.report.files import write_atomically
+from beast.run import checkpoint, trainer
 
 SMALL = ["--env", "Catch-v0", "--num_actor_processes", 0, "--num_actors", 2, "--batch_size", 2]
 
@@ -122,7 +123,7 @@ def test_two_writers_and_a_cleaner_lose_nothing(tmp_path):
     def write(worker: int) -> None:
         for step in range(100):
             path = tmp_path / "checkpoints" / f"step_{worker}{step:04d}.pt"
-            checkpoint.write_atomically(path, lambda file: file.write(b"whole"))
+            write_atomically(path, lambda file: file.write(b"whole"))
             assert path.read_bytes() == b"whole"
 
     def clean(_: int) -> None:
@@ -140,7 +141,7 @@ def test_two_writers_and_a_cleaner_lose_nothing(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from beast import checkpoint
+from beast.run import checkpoint
 
 run, state = Path(sys.argv[1]), torch.load(sys.argv[2], weights_only=True)
 step = int(sys.argv[3])

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import PATIENCE, ROOT, Program, assert_one_line, rows, wait_until
 
-from beast import checkpoint
+from beast.run import checkpoint
 
 CATCH = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--xpid", "r"]
 PROCESSES = ["--num_actor_processes", 2]

@@ -17,12 +17,12 @@ from conftest import Outcome, assert_one_line, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beast import checkpoint, commands
-from beast.config import Config, ConfigError
-from beast.envs import EnvError
+from beast import commands
+from beast.core.errors import ConfigError, EnvError, ModelError
 from beast.envs.base import group_of
-from beast.policy import ModelError
-from beast.task import settle
+from beast.run import checkpoint
+from beast.run.resolve import resolve_config
+from beast.settings.config import Config
 
 FUZZ = settings(
     derandomize=True, database=None, deadline=None, max_examples=60,
@@ -92,7 +92,7 @@ def owner(name: str) -> type:
 @given(flag_values())
 def test_any_values_settle_or_are_refused_in_one_line(values):
     try:
-        config, _ = settle({"env": "Catch-v0", "device": "cpu"} | values)
+        config, _ = resolve_config({"env": "Catch-v0", "device": "cpu"} | values)
     except (ConfigError, EnvError, ModelError) as error:
         check_line(error)
     else:

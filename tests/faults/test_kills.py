@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import Program, assert_own_traceback, rows, wait_until
 
-from beast import checkpoint
+from beast.run import checkpoint
 
 SMALL = ["--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--total_steps", 10**9, "--xpid", "r"]
 POLYBEAST = ["--trainer", "polybeast"]

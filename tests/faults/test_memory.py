@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import assert_one_line
 
-from beast import checkpoint, system, unrolls
+from beast.processes import machine
+from beast.run import checkpoint
+from beast.store import unrolls
 
 CATCH = ["--env", "Catch-v0", "--num_actor_processes", 0, "--num_actors", 2, "--batch_size", 2, "--total_steps", 80]
 GB = 10**9
@@ -22,7 +24,7 @@ def free(monkeypatch: pytest.MonkeyPatch):
 
     def free(size: int) -> None:
         monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": size}))
-        monkeypatch.setattr(system, "CGROUPS", "/nowhere")
+        monkeypatch.setattr(machine, "CGROUPS", "/nowhere")
 
     return free
 
@@ -140,8 +142,8 @@ def groups(tmp_path, monkeypatch):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
         (tmp_path / "mine").write_text(mine)
-        monkeypatch.setattr(system, "CGROUPS", str(root))
-        monkeypatch.setattr(system, "MY_CGROUPS", str(tmp_path / "mine"))
+        monkeypatch.setattr(machine, "CGROUPS", str(root))
+        monkeypatch.setattr(machine, "MY_CGROUPS", str(tmp_path / "mine"))
 
     return make
 
@@ -189,7 +191,7 @@ def groups(tmp_path, monkeypatch):
 )
 def test_what_a_control_group_leaves(groups, mine, files, free):
     groups(mine, files)
-    assert system.free_memory() == free
+    assert machine.free_memory() == free
 
 
 def test_a_container_limits_a_run(call, tmp_path, groups):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import assert_one_line, rows
 
-from beast import checkpoint
+from beast.run import checkpoint
 
 SERIAL = ["--num_actor_processes", 0, "--num_actors", 4, "--batch_size", 4, "--report_every", 0.1, "--xpid", "r"]
 BEASTS = pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
@@ -107,7 +107,7 @@ def test_processes_hear_of_it_too(start, tmp_path):
 @pytest.mark.parametrize("field", ["loss", "gradient"])
 def test_a_loss_of_ones_own_that_is_not_finite(call, write, tmp_path, field):
     source = """
-        from beast.algorithms import impala
+        from beast.core.algorithms import impala
 
         Config, updates = impala.Config, 0
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import PATIENCE, ROOT, assert_one_line, rows, wait_until
 
-from beast import checkpoint
+from beast.run import checkpoint
 
 CATCH = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--num_actor_processes", 2]
 ENDLESS = ["--total_steps", 10**9]

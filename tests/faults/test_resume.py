@@ -16,8 +16,8 @@ import pytest
 import torch
 from conftest import assert_one_line, rows, wait_until
 
-from beast import checkpoint
-from beast.actors import ActorGroup
+from beast.acting.actors import ActorGroup
+from beast.run import checkpoint
 
 SERIAL = ["--num_actor_processes", 0]
 CATCH = ["--env", "Catch-v0", "--num_actors", 2, "--batch_size", 2, *SERIAL]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import assert_one_line
 
-from beast import checkpoint, trust
+from beast.report import files
+from beast.run import checkpoint, trust
 
 SERIAL = ["--num_actor_processes", 0]
 CATCH = ["--env", "Catch-v0", "--num_actors", 2, "--batch_size", 2, *SERIAL]
@@ -33,7 +34,7 @@ MODEL = """
 """
 ALGORITHM = """
     import pathlib
-    from beast.algorithms.impala import Config, loss
+    from beast.core.algorithms.impala import Config, loss
     pathlib.Path("IMPORTED").touch()
 """
 
@@ -200,10 +201,10 @@ def test_a_signature_holds_for_what_was_signed_alone(call, own, stranger, tmp_pa
     assert trust.is_own(state["config"], state["signature"])
     assert not trust.is_own(state["config"] | {"callback": "os:system"}, None)
     state["config"] |= change
-    checkpoint.write_tensors(path, state)
+    files.write_tensors(path, state)
     assert_one_line(call(*EVALUATE), *(f"--{name}" for name in change), "--trust")
     for signature in (None, "", "é", 3, "0" * 64, [state["signature"]]):
-        checkpoint.write_tensors(path, state | {"signature": signature})
+        files.write_tensors(path, state | {"signature": signature})
         assert_one_line(call(*EVALUATE), "--trust")
 
 
@@ -289,8 +290,8 @@ def test_trust_cannot_be_had_from_the_file(call, tmp_path, stranger):
 
 def test_every_setting_that_names_code_is_on_the_list():
     """Settings whose help says that a module of one's own may be named, and those that are imported by name."""
-    from beast.config import Config
-    from beast.flags import field_docs
+    from beast.settings.config import Config
+    from beast.settings.flags import field_docs
 
     said = {
         name

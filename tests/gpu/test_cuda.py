@@ -9,15 +9,16 @@ from conftest import rows
 from gymnasium import spaces
 from torch.testing import assert_close
 
-from beast.algorithms import PlainLoss, impala
-from beast.data import ArraySpec, Batch, EnvOutput, map_nested
-from beast.distributions import distribution_for
-from beast.flat import FlatModel
-from beast.gradients import Gradients
-from beast.learner import Learner, master_parameters
-from beast.optimisers import OptimiserConfig
-from beast.policy import ModelChoice, Policy
-from beast.weights import Weights
+from beast.acting.models import ModelChoice
+from beast.acting.policy import Policy
+from beast.core.algorithms import PlainLoss, impala
+from beast.core.data import ArraySpec, Batch, EnvOutput, map_nested
+from beast.core.distributions import distribution_for
+from beast.core.flat import FlatModel
+from beast.core.gradients import Gradients
+from beast.core.learner import Learner, master_parameters
+from beast.core.optimisers import OptimiserConfig
+from beast.store.weights import Weights
 
 pytestmark = [
     pytest.mark.gpu,

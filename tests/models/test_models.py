@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch.testing import assert_close
 
 import models
-from beast.data import ModelInput
+from beast.core.data import ModelInput
 from beast.envs.spaces import BUCKETS, Codes, Words
 from beast.models.base import ImageInput, Memory
 

@@ -7,22 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from beast.actors import ActorArguments, ActorGroup, Unwatched, spread
-from beast.data import Chosen, flatten, map_nested, restack
+from beast.acting.actors import ActorArguments, ActorGroup, spread
+from beast.acting.models import ModelChoice
+from beast.core.data import Chosen, flatten, map_nested, restack
+from beast.core.flat import FlatModel
+from beast.core.seeds import seed_for
 from beast.envs import EnvChoice
-from beast.flat import FlatModel
 from beast.monobeast.actor import Actors, run
-from beast.policy import ModelChoice, seed_for
-from beast.unrolls import UnrollStore
-from beast.weights import Weights
-from beast.workers import Board, Worker, Workers
+from beast.processes.status import LocalStatus, StatusBoard
+from beast.processes.supervisor import Worker, Workers
+from beast.store.unrolls import UnrollStore
+from beast.store.weights import Weights
 
 ENV_FIELDS = ("observation", "reward", "terminated", "truncated", "first", "last_action")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # one forward over T rows rounds otherwise than T forwards over one
 PONG = EnvChoice("PongNoFrameskip-v4", {"max_num_frames_per_episode": 60})
 
 
-class Watch(Unwatched):
+class Watch(LocalStatus):
     """A stopwatch that calls a function at each beat."""
 
     stopping = False
@@ -57,15 +59,15 @@ class Setting:
         self.store = UnrollStore(self.spec, num_buffers, length)
         self.ports = []
 
-    def arguments(self, actors, incarnation=0):
-        return ActorArguments(self.env, self.choice, tuple(actors), self.seed, incarnation, self.length)
+    def arguments(self, actors, life=0):
+        return ActorArguments(self.env, self.choice, tuple(actors), self.seed, life, self.length)
 
-    def actors(self, *numbers, incarnation=0, watch=None):
+    def actors(self, *numbers, life=0, watch=None):
         """Actors with a port of their own: call it for a batch of one unroll of each."""
         port = self.store.attach(len(self.ports), len(numbers))
         self.ports.append(port)
         watch = watch or Watch()
-        actors = Actors(self.arguments(numbers, incarnation), torch.float32, self.weights, port.writer, watch)
+        actors = Actors(self.arguments(numbers, life), torch.float32, self.weights, port.writer, watch)
 
         def unroll():
             slots = port.acquire(timeout=0)
@@ -131,7 +133,7 @@ def test_actors_in_processes_of_their_own_share_no_stream_either(setting):
 
 def test_a_restarted_process_draws_anew(setting):
     one = setting(length=40)
-    first, again, restarted = one.actors(0), one.actors(0), one.actors(0, incarnation=1)
+    first, again, restarted = one.actors(0), one.actors(0), one.actors(0, life=1)
     actions = first().action
     assert torch.equal(actions, again().action)
     assert (actions == restarted().action).float().mean() < 0.75
@@ -331,7 +333,7 @@ def test_an_actor_group_without_a_policy_writes_what_it_is_given(setting):
 
 def test_actor_processes_commit_whole_unrolls_as_they_would_in_one_process_and_leave_when_told(setting):
     one = setting(num_buffers=16)
-    board, told = Board(2), []
+    board, told = StatusBoard(2), []
     workers = Workers(board, 0, 60.0, told.append)
     for index, actors in enumerate(spread(4, 2)):
 

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from beast.data import ArraySpec, Chosen, EnvOutput, map_nested
+from beast.core.data import ArraySpec, Chosen, EnvOutput, map_nested
 from beast.polybeast.mailbox import Line, Mailbox, Post, Request
-from beast.unrolls import UnrollSpec
+from beast.store.unrolls import UnrollSpec
 
 FLOAT = np.dtype(np.float32)
 SPEC = UnrollSpec(

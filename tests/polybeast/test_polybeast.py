@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import rows
 
-from beast.assemble import assemble
-from beast.task import settle
-from beast.trainer import Trainer
+from beast.run.assemble import assemble
+from beast.run.resolve import resolve_config
+from beast.run.trainer import Trainer
 
 
 def train(trainer: str, **flags: Any) -> Trainer:
     values = {"env": "Catch-v0", "num_actors": 8, "batch_size": 8, "total_steps": 4_000, "report_every": 1e6, "seed": 3}
-    config, task = settle(values | {"trainer": trainer} | flags)
+    config, task = resolve_config(values | {"trainer": trainer} | flags)
     run = assemble(config, task, None, live=False)
     assert run.run() == 0
     return run

@@ -4,9 +4,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from beast import algorithms
-from beast.algorithms import impala
-from beast.data import ArraySpec
+from beast.core import algorithms
+from beast.core.algorithms import impala
+from beast.core.data import ArraySpec
 from beast.models import mlp
 
 SEEN = []

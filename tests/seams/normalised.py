@@ -2,8 +2,8 @@
 
 import torch
 
+from beast.core.statistics import RunningStatistics
 from beast.models.base import ActorCritic
-from beast.statistics import RunningStatistics
 
 
 class Model(ActorCritic):

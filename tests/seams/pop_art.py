@@ -2,9 +2,9 @@
 
 import torch
 
-from beast import algorithms
-from beast.algorithms import impala
-from beast.statistics import RunningStatistics
+from beast.core import algorithms
+from beast.core.algorithms import impala
+from beast.core.statistics import RunningStatistics
 
 Config = impala.Config
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from seams import columns, pop_art
 
-from beast import checkpoint
-from beast.algorithms import algorithm_of, impala
-from beast.assemble import assemble
-from beast.evaluation import load_model
-from beast.flat import FlatModel
-from beast.gradients import Gradients
-from beast.learner import Learner, master_parameters
+from beast.acting.policy import Policy
+from beast.core.algorithms import algorithm_of, impala
+from beast.core.flat import FlatModel
+from beast.core.gradients import Gradients
+from beast.core.learner import Learner, master_parameters
+from beast.core.optimisers import OptimiserConfig
+from beast.core.ranks import Ranks
 from beast.monobeast.train import crew
-from beast.optimisers import OptimiserConfig
-from beast.policy import Policy
-from beast.ranks import Ranks
-from beast.task import settle
+from beast.run import checkpoint
+from beast.run.assemble import assemble
+from beast.run.resolve import resolve_config
+from beast.tools.evaluation import load_model
 
 SERIAL = {
     "env": "Catch-v0",
@@ -35,7 +35,7 @@ BEASTS = pytest.mark.parametrize("beast", ["monobeast", "polybeast"])
 
 
 def assembled(folder=None, **flags):
-    return assemble(*settle(SERIAL | flags), folder, live=False)
+    return assemble(*resolve_config(SERIAL | flags), folder, live=False)
 
 
 def batches_of(**flags):

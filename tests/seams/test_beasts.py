@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from beast import checkpoint
-from beast.assemble import assemble
-from beast.evaluation import from_checkpoint
-from beast.task import settle
+from beast.run import checkpoint
+from beast.run.assemble import assemble
+from beast.run.resolve import resolve_config
+from beast.tools.evaluation import from_checkpoint
 
 
 def train(folder, **flags):
-    config, task = settle({"env": "Catch-v0", "report_every": 1000} | flags)
+    config, task = resolve_config({"env": "Catch-v0", "report_every": 1000} | flags)
     assert assemble(config, task, folder, live=False).run() == 0
     (path,) = checkpoint.saved(folder)
     return path, checkpoint.load(path)

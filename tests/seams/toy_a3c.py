@@ -8,15 +8,14 @@ import multiprocessing.connection
 import numpy as np
 import torch
 
-from beast.actors import ActorArguments
-from beast.algorithms import algorithm_of
-from beast.config import algorithm_module
-from beast.crew import Crew, WorkerPlan
-from beast.flat import FlatModel
-from beast.gradients import Gradient, Gradients
+from beast.acting.actors import ActorArguments
+from beast.core.algorithms import algorithm_module, algorithm_of
+from beast.core.flat import FlatModel
+from beast.core.gradients import Gradient, Gradients
 from beast.monobeast.actor import Actors
-from beast.sources import Work
-from beast.unrolls import UnrollStore
+from beast.run.crew import Crew, WorkerPlan
+from beast.store.sources import Work
+from beast.store.unrolls import UnrollStore
 
 
 class FromWorkers:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from beast.actors import ActorArguments, ActorGroup
-from beast.crew import Crew, WorkerPlan
-from beast.data import Chosen
+from beast.acting.actors import ActorArguments, ActorGroup
+from beast.core.data import Chosen
+from beast.run.crew import Crew, WorkerPlan
 
 
 class RandomActors:

@@ -1,7 +1,7 @@
 """An algorithm of two passes over each batch: the second one sees the weights that the first has led to."""
 
-from beast import algorithms
-from beast.algorithms import impala
+from beast.core import algorithms
+from beast.core.algorithms import impala
 
 Config = impala.Config
 

@@ -1,4 +1,4 @@
-"""Unrolls of a task, as its actors write them, held against the table in `beast/data.py`."""
+"""Unrolls of a task, as its actors write them, held against the table in `beast/core/data.py`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from beast.actors import ActorArguments, Unwatched
-from beast.data import flatten, map_nested, restack
-from beast.flat import FlatModel
+from beast.acting.actors import ActorArguments
+from beast.core.data import flatten, map_nested, restack
+from beast.core.flat import FlatModel
 from beast.monobeast.actor import Actors
-from beast.task import settle
-from beast.trace import Clock
-from beast.unrolls import UnrollStore
-from beast.weights import Weights
+from beast.processes.status import Clock, LocalStatus
+from beast.run.resolve import resolve_config
+from beast.store.unrolls import UnrollStore
+from beast.store.weights import Weights
 
 ENV_FIELDS = ("observation", "reward", "terminated", "truncated", "first", "last_action")
 
 
 def unrolls(flags, count, length=16, num_envs=2):
     """The task that flags settle on, and so many successive batches of one unroll from each of its environments."""
-    _, task = settle({"num_actors": num_envs, "batch_size": 2, "precision": "float32", **flags})
+    _, task = resolve_config({"num_actors": num_envs, "batch_size": 2, "precision": "float32", **flags})
     torch.manual_seed(0)
     model = task.model.build()
     flat = FlatModel(model)
@@ -32,7 +32,7 @@ def unrolls(flags, count, length=16, num_envs=2):
     try:
         port = store.attach(0, num_envs)
         arguments = ActorArguments(task.env, task.model, tuple(range(num_envs)), 5, 0, length)
-        actors = Actors(arguments, torch.float32, weights, port.writer, Unwatched(lambda: False, Clock()))
+        actors = Actors(arguments, torch.float32, weights, port.writer, LocalStatus(lambda: False, Clock()))
         batches, episodes = [], []
         for _ in range(count):
             slots = port.acquire(timeout=0)

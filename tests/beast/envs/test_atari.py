@@ -7,7 +7,8 @@ INTER_AREA mean differently elsewhere, so one grey level of 255 is let through, 
 import numpy as np
 import pytest
 
-from beast.envs import EnvChoice, EnvError, atari
+from beast.core.errors import EnvError
+from beast.envs import EnvChoice, atari
 
 GREY_LEVELS = 1
 

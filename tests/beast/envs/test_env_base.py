@@ -6,8 +6,9 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from beast.data import ArraySpec
-from beast.envs import EnvChoice, EnvError
+from beast.core.data import ArraySpec
+from beast.core.errors import EnvError
+from beast.envs import EnvChoice
 from beast.envs.base import METRICS, EnvGroup, group_of, spec_of
 
 NAN = float("nan")

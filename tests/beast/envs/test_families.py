@@ -13,11 +13,12 @@ from conftest import ROOT, assert_one_line
 from gymnasium import spaces
 from row_table import check_table, unrolls
 
-from beast.config import EnvironmentConfig
-from beast.envs import EnvChoice, EnvError, code_named_by, families
+from beast.core.errors import EnvError
+from beast.envs import EnvChoice, code_named_by, families
 from beast.envs.spaces import Codes, Words
-from beast.flags import Parser
-from beast.task import settle
+from beast.run.resolve import resolve_config
+from beast.settings.config import EnvironmentConfig
+from beast.settings.flags import Parser
 
 TINY = ["--num_actors", 2, "--num_actor_processes", 0, "--unroll_length", 5, "--batch_size", 2, "--total_steps", 30]
 
@@ -115,7 +116,7 @@ def test_what_the_documentation_says_of_a_suite_is_so(env, flags, model, preset)
         needs(env)
     parser = Parser()
     parser.add_dataclass(EnvironmentConfig)
-    config, _ = settle(parser.parse(["--env", env, *flags]))
+    config, _ = resolve_config(parser.parse(["--env", env, *flags]))
     assert (config.learner.model, config.run.preset) == (model, preset)
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from beast.algorithms import impala
-from beast.assemble import assemble
-from beast.data import ACTION_MASK
-from beast.task import settle
+from beast.core.algorithms import impala
+from beast.core.data import ACTION_MASK
+from beast.run.assemble import assemble
+from beast.run.resolve import resolve_config
 
 FLAGS = {"num_actors": 4, "batch_size": 4, "total_steps": 480, "preset": "classic", "report_every": 1000}
 
 
 def run_of(env, **flags):
-    return assemble(*settle({"env": f"masked_envs:{env}"} | FLAGS | flags), None, live=False)
+    return assemble(*resolve_config({"env": f"masked_envs:{env}"} | FLAGS | flags), None, live=False)
 
 
 @pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])

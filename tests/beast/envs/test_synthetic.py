@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from beast.envs import EnvChoice, EnvError
+from beast.core.errors import EnvError
+from beast.envs import EnvChoice
 from beast.envs.synthetic import Synthetic
 
 

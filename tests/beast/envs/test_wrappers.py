@@ -11,7 +11,8 @@ from conftest import assert_one_line
 from gymnasium import spaces
 from row_table import check_table, unrolls
 
-from beast.envs import EnvChoice, EnvError, Standard
+from beast.core.errors import EnvError
+from beast.envs import EnvChoice, Standard
 from beast.envs.base import Adapter
 from beast.envs.wrappers import ActionRepeat, Pictures, grey, is_picture, resized
 

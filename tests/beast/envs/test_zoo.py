@@ -14,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from row_table import check_table, unrolls
 
-from beast.envs import EnvChoice, EnvError
+from beast.core.errors import EnvError
+from beast.envs import EnvChoice
 from beast.envs.base import Adapter, EnvGroup
 
 TINY = ["--num_actors", 2, "--num_actor_processes", 0, "--unroll_length", 8, "--batch_size", 2, "--total_steps", 48]

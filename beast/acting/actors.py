@@ -1,0 +1,121 @@
+"""What actors are in both beasts: environments, a random stream each, and the rows of the unrolls that they write.
+
+Who chooses the actions is left open: MonoBeast asks a policy in the same process, PolyBeast one that serves many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from beast.acting.models import ModelChoice
+from beast.core.data import Array, Chosen, EnvOutput, Nested
+from beast.core.seeds import seed_for
+from beast.envs import EnvChoice
+from beast.processes.status import Stopwatch
+from beast.store.unrolls import UnrollWriter
+
+
+@dataclass(frozen=True)
+class ActorArguments:
+    """Which actors, where, and how their random streams begin."""
+
+    env: EnvChoice
+    model: ModelChoice
+    actors: tuple[int, ...]
+    """Their numbers, from `0 .. num_actors - 1` over the whole run."""
+    seed: int
+    life: int
+    """Distinct for each restart of the process and each resume of the run: fresh streams each time."""
+    unroll_length: int
+
+
+class ActorGroup:
+    """E actors stepped together: one environment and one unroll each, T steps at a time.
+
+    `begin` an unroll, `remember` the recurrent state before row 0, then `step` T times.
+    """
+
+    def __init__(self, arguments: ActorArguments, writer: UnrollWriter, watch: Stopwatch) -> None:
+        a = arguments
+        self._writer, self._watch, self._unroll_length, self._actors = writer, watch, a.unroll_length, a.actors
+        self._distribution = a.model.distribution()
+        seeds = [seed_for(a.seed, "env", actor, a.life) for actor in a.actors]
+        self._envs = a.env.make_group(seeds, alive=watch.beat)
+        # A stream for each actor, so that the numbers do not depend on how actors are spread over processes.
+        self._generators = [np.random.default_rng(seed_for(a.seed, "actions", actor, a.life)) for actor in a.actors]
+        self.env = self._first_row()
+        """The row that the policy must answer."""
+        self.row = self._unroll_length
+        """Its number in the unroll; T: the unroll is complete, and this is row 0 of the next."""
+        watch.beat()
+
+    def _first_row(self) -> EnvOutput:
+        try:
+            return self._envs.reset()
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, slots: Array) -> None:
+        """Start one unroll for each actor, in these slots."""
+        self._slots = slots
+        self._draw()
+        self.row = 0
+
+    def _draw(self) -> None:
+        self._noise = np.stack([self._distribution.noise(g, self._unroll_length) for g in self._generators], axis=1)
+
+    @property
+    def noise(self) -> Array:
+        """`[E, noise_size]`: what this row's actions are to be drawn with."""
+        noise: Array = self._noise[self.row]
+        return noise
+
+    def remember(self, core_state: Nested) -> None:
+        """Store the recurrent state `[E, ...]` before row 0."""
+        self._writer.begin(self._slots, core_state, self._actors)
+
+    def step(self, chosen: Chosen, policy_version: int) -> bool:
+        """Write this row, act, arrive at the next; True when the unroll is complete."""
+        with self._watch.stage("store"):
+            self._writer.write_env(self._slots, self.row, self.env)
+            self._writer.write_agent(self._slots, self.row, chosen, policy_version)
+        with self._watch.stage("environment"):
+            self.env = self._envs.step(chosen.action)
+        self._watch.beat(len(self._slots))
+        self.row += 1
+        if self.row < self._unroll_length:
+            return False
+        self._writer.write_env(self._slots, self.row, self.env)
+        return True
+
+    @property
+    def num_params(self) -> int:
+        """Of the distribution; discrete actions are smaller numbers."""
+        return self._distribution.num_params
+
+    def replay(self, actions: Array) -> None:
+        """Do again what an unroll did to environments and random streams, given its actions `[E, T]` (+ `[N]`).
+
+        Raises:
+            ValueError: if there are no such actions: emulators do not look, and hang.
+        """
+        space = self._envs.action_space
+        most = getattr(space, "n", getattr(space, "nvec", np.inf))
+        if len(actions) != len(self._generators) or not np.isfinite(actions).all():
+            raise ValueError("not the actions of these actors")
+        if actions.dtype.kind in "iu" and ((actions < 0).any() or (actions >= most).any()):
+            raise ValueError("not actions of these environments")
+        self._draw()
+        for action in actions.swapaxes(0, 1).astype(self._distribution.action_spec.dtype):
+            self.env = self._envs.step(action)
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+def spread(num_actors: int, num_processes: int) -> list[tuple[int, ...]]:
+    """Actor numbers for each process, as even as can be."""
+    return [tuple(int(i) for i in part) for part in np.array_split(np.arange(num_actors), num_processes)]

@@ -1,0 +1,101 @@
+"""Models by the names that users type, and what the unroll store must hold for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import torch
+from torch import nn
+
+from beast.core.data import ArraySpec, Nested, map_nested
+from beast.core.distributions import Distribution, distribution_for
+from beast.core.errors import ModelError
+from beast.core.names import NoSuchModule, import_named
+from beast.envs.plain_spaces import to_plain
+from beast.store.unrolls import UnrollSpec
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model; names and spaces only, so that it travels to child processes, and each imports for itself."""
+
+    model: str
+    use_lstm: bool
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the model's own `Config`, by field; plain values, so that who only passes this on need not import the model."""
+
+    def module(self) -> Any:
+        """The class that the name stands for.
+
+        Raises:
+            ModelError: if there is none.
+        """
+        model_class: Any = model_module(self.model).Model
+        return model_class
+
+    def build(self) -> nn.Module:
+        """A fresh float32 model on the CPU.
+
+        Raises:
+            ModelError: if the model does not fit the spaces.
+        """
+        try:
+            model_class = self.module()
+            own = {"config": model_class.Config(**self.settings)} if hasattr(model_class, "Config") else {}
+            model: nn.Module = model_class(self.observation_space, self.action_space, self.use_lstm, **own)
+        except ValueError as error:
+            raise ModelError(f"--model {self.model}: {error}") from error
+        return model
+
+    def spaces(self) -> dict[str, Any]:
+        """Both spaces as plain data, for checkpoints."""
+        return {"observation": to_plain(self.observation_space), "action": to_plain(self.action_space)}
+
+    def distribution(self) -> Distribution:
+        return distribution_for(self.action_space)
+
+    def unroll_spec(
+        self, model: nn.Module, observation: Nested, metric_names: tuple[str, ...],
+        columns: Mapping[str, ArraySpec] | None = None,
+    ) -> UnrollSpec:  # fmt: skip
+        """What the store must hold for this model in that environment, with these columns from its `info`."""
+        distribution = self.distribution()
+
+        def state_spec(leaf: torch.Tensor) -> ArraySpec:
+            return ArraySpec(tuple(leaf.shape[1:]), leaf.numpy().dtype)
+
+        core_state = map_nested(state_spec, model.initial_state(1))  # type: ignore[operator]
+        return UnrollSpec(
+            observation, distribution.action_spec, distribution.num_params, core_state, metric_names,
+            dict(columns or {}), dict(getattr(model, "columns", {})),
+        )  # fmt: skip
+
+
+def model_module(name: str) -> Any:
+    """The module of a model: it defines `Model` (see `models/base.py`).
+
+    `models.mlp` is the user's; only where there is none of this name it is ours, which was once called so.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    try:
+        try:
+            module = import_named(name if "." in name else f"beast.models.{name}")
+        except NoSuchModule:
+            if not name.startswith("models."):
+                raise
+            module = import_named(f"beast.{name}")
+    except NoSuchModule as error:
+        raise ModelError(
+            f"no model {name!r}: use one of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp) "
+            "or a module of your own (my_package.my_module) that can be imported from here"
+        ) from error
+    if not hasattr(module, "Model"):
+        raise ModelError(f"--model {name}: the module defines no class Model (see models/base.py)")
+    return module

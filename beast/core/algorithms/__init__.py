@@ -1,0 +1,107 @@
+"""Algorithms: one file each, with a `Config` whose fields become flags, and in short form a function
+
+    loss(outputs, batch, distribution, config) -> (scalar, metrics by name)
+
+An algorithm that needs more (several passes over a batch, parameters of its own, a state, columns of its own, a hook after each
+update) defines a class `Algorithm` instead, a subclass of the one below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from beast.core.data import ArraySpec, Batch, ModelOutput
+from beast.core.distributions import Distribution
+from beast.core.errors import ConfigError
+from beast.core.names import NoSuchModule, import_named
+
+Loss = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
+Forward = Callable[[Batch], ModelOutput]
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Algorithm:
+    """What the learner asks an algorithm for.
+
+    Args:
+        config: the module's `Config`, as the flags have it.
+        distribution: of the policy.
+    """
+
+    info_columns: Mapping[str, ArraySpec] = {}
+    """What it wants of each step beside the usual: keys of the environment's `info`, kept as `Batch.extra` `[T+1, B, ...]`."""
+
+    def __init__(self, config: Any, distribution: Distribution) -> None:
+        self.config, self.distribution = config, distribution
+        self.module = nn.Module()
+        """Parameters and running statistics of its own: float32, on the learner's device, optimised with the model's, saved,
+        never published."""
+
+    def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """One scalar loss and its terms for each pass over a batch.
+
+        Between one and the next an update has been made, so `forward(batch)` answers with newer weights. All passes are one
+        unit: steps count once, and nothing is published, saved or stopped in between.
+        """
+        raise NotImplementedError
+
+    def after_update(self, parameters: Tensors, before: Tensors, now: Tensors) -> None:
+        """Change the float32 parameters after the optimiser's step, in place.
+
+        Args:
+            parameters: views by name, the algorithm's own as `algorithm.NAME`.
+            before, now: running statistics by name, as they were and with this update's sums merged in.
+
+        What it does is undone if the update is skipped. It must not wait for the device.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What else it must keep over a resume: tensors and plain types."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+
+
+class PlainLoss(Algorithm):
+    """The short form: one pass with a function `loss`."""
+
+    def __init__(self, config: Any, distribution: Distribution, loss: Loss) -> None:
+        super().__init__(config, distribution)
+        self._loss = loss
+
+    def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        yield self._loss(forward(batch), batch, self.distribution, self.config)
+
+
+def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algorithm:
+    """The algorithm that a module defines, in either form."""
+    if hasattr(module, "Algorithm"):
+        algorithm: Algorithm = module.Algorithm(config, distribution)
+        return algorithm
+    return PlainLoss(config, distribution, module.loss)
+
+
+def algorithm_module(name: str) -> Any:
+    """The module of an algorithm: it defines `Config`, and `loss` or `Algorithm` (see `beast/core/algorithms/__init__.py`).
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    path = name if "." in name else f"beast.core.algorithms.{name}"
+    try:
+        module = import_named(path)
+    except NoSuchModule as error:
+        raise ConfigError(
+            f"no algorithm {name!r}: use a file of beast/core/algorithms (impala) or a module of your own that can be imported"
+        ) from error
+    for needed in (("Config",), ("loss", "Algorithm")):
+        if not any(hasattr(module, one) for one in needed):
+            raise ConfigError(
+                f"--algorithm {name}: the module defines no {' or '.join(needed)} (see beast/core/algorithms/impala.py)"
+            )
+    return module

@@ -1,0 +1,70 @@
+"""Asynchronous PPO: the clipped surrogate of Schulman et al. (2017, equation 7) on V-trace targets, several passes a batch.
+
+What Sample Factory and RLlib call APPO. V-trace's targets and advantages are computed anew in each pass, with the weights that
+the passes before it have led to; the policy is held near the one that acted, whose logits the batch has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from beast.core import algorithms, vtrace
+from beast.core.algorithms import Forward, impala
+from beast.core.algorithms.corrections import CORRECTIONS
+from beast.core.data import Batch, ModelOutput
+from beast.core.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class Config(impala.Config):
+    """Loss (APPO)"""
+
+    passes: int = 2
+    """how often each batch is learned from; steps count once"""
+    clip_ratio: float = 0.2
+    """the policy gains nothing from a probability that differs from the acting policy's by more than this factor"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.passes < 1:
+            raise ValueError(f"--passes must be at least 1, got {self.passes}")
+        if self.clip_ratio <= 0:
+            raise ValueError(f"--clip_ratio must be positive, got {self.clip_ratio}")
+
+
+def loss(
+    outputs: ModelOutput, batch: Batch, distribution: Distribution, config: Config
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """IMPALA's terms, its policy gradient replaced by the clipped surrogate; summed over T and B.
+
+    The advantage of a step is r + gamma v_{s+1} - V(x_s), without an importance weight: the ratio is one already.
+    """
+    real = ~batch.first[1:]  # [T, B]; a reset is no step of the policy
+    log_prob = distribution.log_prob(outputs.policy_logits[:-1], batch.action)
+    log_ratio = torch.where(real, log_prob - distribution.log_prob(batch.behaviour_logits, batch.action), 0.0)
+    values, bootstrap_value = outputs.value[:-1], outputs.value[-1]
+    rewards = impala.REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])
+    discounts = config.discounting * (~batch.terminated[1:]).float()
+    weights = CORRECTIONS[config.correction].weights(torch.where(real, log_ratio.detach(), -torch.inf), config)
+    targets = vtrace.from_weights(*weights._replace(policy=real.float()), discounts, rewards, values, bootstrap_value)
+
+    ratio = log_ratio.exp()
+    bounded = ratio.clamp(1 / (1 + config.clip_ratio), 1 + config.clip_ratio)
+    pg_loss = -torch.minimum(ratio * targets.pg_advantages, bounded * targets.pg_advantages).sum()
+    baseline_loss = config.baseline_cost * 0.5 * (targets.vs - values).square().sum()
+    entropy = distribution.entropy(outputs.policy_logits[:-1])
+    entropy_loss = -config.entropy_cost * torch.where(real, entropy, 0.0).sum()
+    clipped = ((ratio != bounded) & real).float().sum() / real.float().sum().clamp(min=1.0)
+    terms = {"pg_loss": pg_loss, "baseline_loss": baseline_loss, "entropy_loss": entropy_loss, "clipped": clipped}
+    return pg_loss + baseline_loss + entropy_loss, {name: term.detach() for name, term in terms.items()}
+
+
+class Algorithm(algorithms.Algorithm):
+    """Several passes of `loss`."""
+
+    def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        for _ in range(self.config.passes):
+            yield loss(forward(batch), batch, self.distribution, self.config)

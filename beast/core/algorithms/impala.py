@@ -1,0 +1,106 @@
+"""IMPALA's actor-critic loss with V-trace (Espeholt et al. 2018, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from beast.core import vtrace
+from beast.core.algorithms.corrections import CORRECTIONS
+from beast.core.data import Batch, ModelOutput
+from beast.core.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class Config:
+    """Loss (IMPALA)"""
+
+    discounting: float = 0.99
+    """How much a reward one step later counts (gamma)."""
+    baseline_cost: float = 0.5
+    """The weight of the value loss."""
+    entropy_cost: float = 0.01
+    """The weight of the entropy bonus, which keeps the policy from settling too early."""
+    reward_clipping: str = "abs_one"
+    """What the loss makes of a reward r: abs_one clips it to [-1, 1]; soft_asymmetric takes 5 tanh(r/5) if r > 0, else
+    1.5 tanh(r/5); none leaves it. Logged returns are never clipped."""
+    clip_rho_threshold: float | None = 1.0
+    """The largest importance weight in V-trace's value targets (rho bar in the paper); none means unlimited."""
+    clip_pg_rho_threshold: float | None = 1.0
+    """The largest importance weight in the policy gradient; none means unlimited."""
+    clip_c_threshold: float | None = 1.0
+    """The largest of the factors that carry V-trace's corrections back in time (c bar in the paper); none means
+    unlimited."""
+    trace_lambda: float = 1.0
+    """A factor on those factors (lambda in the paper); below 1 corrections reach less far back."""
+    correction: str = "vtrace"
+    """How data of older policies is treated: vtrace; or, to compare with it as the paper does, one_step (only the policy
+    gradient is weighted), epsilon (log(pi + 1e-6) is differentiated) or none."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.discounting <= 1.0:
+            raise ValueError(f"--discounting must lie in [0, 1], got {self.discounting}")
+        if self.reward_clipping not in REWARD_CLIPPING:
+            raise ValueError(
+                f"--reward_clipping must be one of {', '.join(REWARD_CLIPPING)}, got {self.reward_clipping!r}"
+            )
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"--correction must be one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
+        for name in ("clip_rho_threshold", "clip_pg_rho_threshold", "clip_c_threshold"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} must be positive or none, got {value}")
+
+
+def _soft_asymmetric(reward: torch.Tensor) -> torch.Tensor:
+    squeezed = torch.tanh(reward / 5.0)
+    return 5.0 * torch.where(reward < 0, 0.3 * squeezed, squeezed)
+
+
+REWARD_CLIPPING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "abs_one": lambda reward: reward.clamp(-1.0, 1.0),
+    "soft_asymmetric": _soft_asymmetric,  # the one of the authors' released code for DMLab
+    "none": lambda reward: reward,
+}
+
+
+def loss(
+    outputs: ModelOutput, batch: Batch, distribution: Distribution, config: Config
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Policy-gradient, value and entropy terms, summed over T and B.
+
+    Args:
+        outputs: of the learner's model on all T+1 rows of `batch`.
+        batch: see `beast/core/data.py` for the alignment of rows.
+
+    Returns:
+        The scalar loss, and its terms by name for the logs (no gradient).
+    """
+    target_logits = outputs.policy_logits[:-1]  # [T, B, P]
+    values, bootstrap_value = outputs.value[:-1], outputs.value[-1]  # [T, B], [B]
+
+    rewards = REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])  # [T, B]
+    discounts = config.discounting * (~batch.terminated[1:]).float()  # [T, B]
+    # A reset is no step of the policy: importance weight 0 takes it out of every term but the entropy.
+    real = ~batch.first[1:]  # [T, B]
+
+    target_log_prob = distribution.log_prob(target_logits, batch.action)
+    behaviour_log_prob = distribution.log_prob(batch.behaviour_logits, batch.action)
+    log_rhos = torch.where(real, target_log_prob.detach() - behaviour_log_prob, -torch.inf)
+    correction = CORRECTIONS[config.correction]
+    weights = correction.weights(log_rhos, config)
+    vs, pg_advantages = vtrace.from_weights(*weights, discounts, rewards, values, bootstrap_value)
+
+    pg_loss = -(correction.log_policy(target_log_prob) * pg_advantages).sum()
+    baseline_loss = config.baseline_cost * 0.5 * (vs - values).square().sum()
+    entropy_loss = -config.entropy_cost * torch.where(real, distribution.entropy(target_logits), 0.0).sum()
+    total_loss = pg_loss + baseline_loss + entropy_loss
+    metrics = {
+        "total_loss": total_loss,
+        "pg_loss": pg_loss,
+        "baseline_loss": baseline_loss,
+        "entropy_loss": entropy_loss,
+    }
+    return total_loss, {name: value.detach() for name, value in metrics.items()}

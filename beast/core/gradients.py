@@ -1,0 +1,132 @@
+"""From a batch to gradients: a model, its algorithm, and the vectors they live in. No optimiser, no queue, no process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from beast.core.algorithms import Algorithm
+from beast.core.data import ACTION_MASK, Batch, ModelOutput, Nested, flatten, map_nested, restack
+from beast.core.finite import all_finite
+from beast.core.flat import FlatModel
+
+
+class Gradient(NamedTuple):
+    """What one pass over a batch says. Vectors may be added over ranks and micro-batches; they live until the next is made."""
+
+    vector: torch.Tensor
+    """`[P]` float32: of the model's parameters, then of the algorithm's. Not finite if anything that it comes from is not."""
+    sums: torch.Tensor
+    """float32: what the forward saw, for the running statistics (`FlatModel.merge`)."""
+    metrics: dict[str, torch.Tensor]
+    """Scalars by name, among them `total_loss`."""
+
+
+class Staged(NamedTuple):
+    """A batch on the device, and the event after which it is there (None: it is there)."""
+
+    batch: Batch
+    ready: torch.cuda.Event | None
+
+
+class Gradients:
+    """The learner's model and algorithm: batches in, gradients out.
+
+    Args:
+        acting: the model, in the dtype that it computes in.
+        algorithm: whose `module` is taken over.
+        observation_spec: tells which fields are stacked.
+        device: where the model is.
+        compile_model: by torch.compile, for these shapes alone, at the first batch.
+    """
+
+    def __init__(
+        self, acting: FlatModel, algorithm: Algorithm, observation_spec: Nested, device: torch.device,
+        compile_model: bool = False,
+    ) -> None:  # fmt: skip
+        self.acting, self.algorithm, self.device = acting, algorithm, device
+        self.own = FlatModel(algorithm.module, device)
+        """The algorithm's own parameters and statistics."""
+        model = acting.model
+        self._model: Callable[..., Any] = torch.compile(model, dynamic=False) if compile_model else model
+        self._stacks = map_nested(lambda spec: spec.stack, observation_spec)
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        size = acting.parameters.numel()
+        self._vector = torch.zeros(size + self.own.parameters.numel(), device=device)
+        # The model's gradients are of its own dtype; a float32 one writes them where they are wanted.
+        narrow = acting.parameters.dtype != torch.float32
+        self._grad = torch.zeros_like(acting.parameters) if narrow else self._vector[:size]
+        for part, vector in ((acting, self._grad), (self.own, self._vector[size:])):
+            views = part.parameter_views(vector)
+            for name, p in part.model.named_parameters():
+                p.grad = views[name]
+
+    def to_device(self, batch: Batch) -> Staged:
+        """Bring a batch to the device, on a stream of its own, while another one is being learned from."""
+        if self._copy_stream is None:
+            return Staged(batch, None)
+        with torch.cuda.stream(self._copy_stream):
+            moved = Batch(*(map_nested(lambda x: x.pin_memory().to(self.device, non_blocking=True), f) for f in batch))
+            return Staged(moved, self._copy_stream.record_event())
+
+    def of(self, staged: Staged) -> Iterator[Gradient]:
+        """One gradient for each pass of the algorithm, at the weights as they are when it is asked for.
+
+        Never waits for the device. Whether rewards, float observations and the loss are finite is decided there: if not, the
+        gradient is not either. (The reward is looked at itself, because clipping makes an ordinary one of an infinite one.)
+        """
+        batch = self._rebuild(staged)
+        grad, vector, number = self._grad, self._vector, 0
+        inputs = [batch.reward, *flatten(staged.batch.observation)]
+        passes = self.algorithm.losses(self._forward, batch)
+        while True:
+            before = [part.statistics.clone() for part in self.parts]  # which a forward may change
+            if (found := next(passes, None)) is None:
+                return
+            loss, metrics = found
+            vector.zero_()
+            grad.zero_()
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+            if grad.dtype != vector.dtype:
+                vector[: grad.numel()].copy_(grad)
+            vector[:1].mul_(torch.where(all_finite([loss, *inputs]), 1.0, torch.nan))
+            yield Gradient(vector, self._sums(before, count=number == 0), {**metrics, "total_loss": loss})
+            number, inputs = number + 1, []
+
+    @property
+    def parts(self) -> tuple[FlatModel, FlatModel]:
+        """The model and the algorithm's module: the order of all vectors."""
+        return self.acting, self.own
+
+    @torch.no_grad()
+    def _sums(self, before: list[torch.Tensor], count: bool) -> torch.Tensor:
+        """What the forward saw, if it is to count; the statistics themselves are put back, because `Learner` keeps them."""
+        sums = torch.cat([part.sums() for part in self.parts])
+        for part, statistics in zip(self.parts, before, strict=True):
+            part.statistics.copy_(statistics)
+        return sums if count else torch.zeros_like(sums)
+
+    def _forward(self, batch: Batch) -> ModelOutput:
+        outputs: ModelOutput
+        outputs, _ = self._model(batch.model_input(), batch.core_state)
+        if ACTION_MASK in batch.extra:
+            masked = self.algorithm.distribution.masked(outputs.policy_logits, batch.extra[ACTION_MASK])
+            outputs = outputs._replace(policy_logits=masked)
+        return outputs
+
+    def _rebuild(self, staged: Staged) -> Batch:
+        """The batch as models and losses know it: stacks rebuilt from frames."""
+        batch = staged.batch
+        if staged.ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(staged.ready)
+            for tensor in flatten(tuple(batch)):
+                tensor.record_stream(stream)  # the allocator must not reuse it before this stream is done with it
+
+        def rebuild(stack: int, value: torch.Tensor) -> torch.Tensor:
+            return restack(value, batch.first, stack) if stack > 1 else value
+
+        return batch._replace(observation=map_nested(rebuild, self._stacks, batch.observation))

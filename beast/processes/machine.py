@@ -1,0 +1,125 @@
+"""What the machine has, and how to use it well: cores, memory allocation, number formats."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+CGROUPS, MY_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and container quota considered."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 quota here
+    return cores
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine's, and of what its control groups (containers) are allowed."""
+    free: int = psutil.virtual_memory().available
+    for group in _memory_groups():
+        for limit, usage, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                left = int((group / limit).read_text()) - int((group / usage).read_text())
+                with suppress(OSError, ValueError):  # what the kernel gives back before it kills
+                    left += int(
+                        dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())[cache]
+                    )
+                free = min(free, max(left, 0))
+    return free
+
+
+def _memory_groups() -> Iterator[Path]:
+    """This process's control groups for memory, and those around them; in a container paths may be seen from outside."""
+    with suppress(OSError, ValueError):
+        for line in Path(MY_CGROUPS).read_text().splitlines():
+            _, controllers, mine = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top = Path(CGROUPS) / controllers
+                inner = Path(mine.lstrip("/"))
+                yield from (top / part for part in (inner, *inner.parents))
+
+
+def keep_freed_memory() -> None:
+    """Stop the C allocator from giving large blocks back to the kernel after each step.
+
+    Every large tensor of every step would be paged in anew; that costs up to half of the learner's time.
+
+    It holds for all threads if it is called before the first of them starts. Each of those before it (the emulator's, in
+    the first look at an Atari game) brings a pool of its own, which outlives it, is handed to the next thread (a
+    learner's), and knows no such setting.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)  # the mmap threshold itself cannot be set above 32 MB
+        libc.mallopt(_M_ARENA_MAX, 1)  # learner threads hand large blocks to each other instead of hoarding them
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def allow_open_files(number: int = 1 << 16) -> int:
+    """Raise the limit of open files, of this process and its children to come, towards `number`; returns what it is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = min(limit for limit in (number, hard) if limit != resource.RLIM_INFINITY)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def use_compute_threads(number: int) -> None:
+    """How many threads PyTorch computes with for the calling thread; others keep theirs."""
+    import torch
+
+    torch.get_num_threads()  # else the thread's first operation would set it to what any thread asked for last
+    torch.set_num_threads(number)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def describe_machine() -> dict[str, object]:
+    """A description for `config.json` and benchmark results: no names, no paths, no environment variables."""
+    import numpy
+    import torch
+
+    model = platform.processor()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": model,
+        "cores": usable_cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }

@@ -1,0 +1,73 @@
+"""Where imports come from, one and the same in every process: the standard library first, the user's folder last.
+
+Python itself puts the script's folder, or the current one, first: a `random.py` there would be taken for the standard
+library's. This module imports nothing but what is there when Python starts.
+
+What is installed has one name at the top, `beast`. In the source tree three of its packages lie beside it, where they are
+easier to find (setup.cfg, package_dir); their names are the same: `beast.models`, `beast.monobeast`, `beast.polybeast`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BESIDE = ("beast.models", "beast.monobeast", "beast.polybeast")
+IN_SOURCE_TREE = not os.path.isfile(os.path.join(ROOT, "beast", "models", "__init__.py"))
+
+
+class _Beside:
+    """Finds the packages that lie beside `beast` in the source tree, whatever else bears their names."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> object:
+        return _in_root(name) if name in BESIDE else None
+
+
+class _Rest:
+    """Finds the source tree's examples and benchmarks if the user has no packages of these names."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> object:
+        return _in_root(name) if name in ("examples", "benchmarks") else None
+
+
+def _in_root(name: str) -> object:
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec(name, [ROOT])  # it looks for the last part of the name
+
+
+def find_packages_beside() -> None:
+    """Give the source tree's packages the names that they have when they are installed."""
+    finders: list[object] = sys.meta_path  # type: ignore[assignment]
+    if IN_SOURCE_TREE and _Beside not in finders:
+        finders.insert(0, _Beside)
+
+
+def settle(path: list[str]) -> None:
+    """Make this the path of this process, with the current folder moved to its end.
+
+    The source tree is not on it: a `models` or a `run` that is imported by that name is the user's own.
+    """
+    last = current_folder()
+    moved = {os.path.realpath(folder) for folder in [*last, *([ROOT] if IN_SOURCE_TREE else [])]}
+    sys.path[:] = [entry for entry in path if entry and os.path.realpath(entry) not in moved]
+    sys.path += last
+    finders: list[object] = sys.meta_path  # type: ignore[assignment]
+    if IN_SOURCE_TREE and _Rest not in finders:
+        finders.append(_Rest)
+
+
+def as_it_is() -> list[str]:
+    """This process's path, for another one to take over: nothing in it depends on the current folder."""
+    return [os.path.abspath(entry) for entry in sys.path if entry or current_folder()]
+
+
+def current_folder() -> list[str]:
+    """The current folder, or nothing if it was deleted."""
+    try:
+        return [os.getcwd()]
+    except OSError:  # it is gone
+        return []

@@ -1,0 +1,156 @@
+"""A run's parts, made in order and handed to each other. This is the only place that knows everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beast.acting.task import Task
+from beast.core.algorithms import algorithm_module, algorithm_of
+from beast.core.flat import FlatModel
+from beast.core.gradients import Gradients
+from beast.core.learner import Learner, master_parameters
+from beast.core.ranks import Ranks
+from beast.processes.machine import keep_freed_memory, use_compute_threads
+from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
+from beast.processes.supervisor import Worker, Workers
+from beast.report.reports import Reports
+from beast.report.timeline import Trace
+from beast.run.action_log import ActionLog
+from beast.run.callbacks import Callbacks, callback_module
+from beast.run.crew import Crew, WorkerPlan, beast_module
+from beast.run.evaluator import Evaluator
+from beast.run.learning import Learning
+from beast.run.reporter import Reporter
+from beast.run.saving import Checkpoints
+from beast.run.serial import SAME_ACTIONS, Serial
+from beast.run.signals import Wishes
+from beast.run.skipped_updates import SkippedUpdates
+from beast.run.trainer import Trainer, compute_threads
+from beast.settings.config import Config
+from beast.store.sources import Source, StoreSource
+from beast.store.unrolls import UnrollStore, WorkerPort
+from beast.store.weights import Weights
+
+
+def assemble(
+    config: Config, task: Task, folder: Path | None, state: dict[str, Any] | None = None, live: bool | None = None,
+    trace: Trace | None = None, ranks: Ranks | None = None, callbacks: Sequence[Any] = (),
+) -> Trainer:  # fmt: skip
+    """Make everything that a run needs; no process is started, and no environment made.
+
+    Args:
+        config, task: as `resolve_config` made them.
+        folder: of the run; None writes nothing (profile, tests).
+        state: a checkpoint to go on from.
+        live: see `Reports`.
+        trace: keeps who did what when.
+        ranks: who learns the same policy; None: this process alone.
+        callbacks: objects of the caller's, beside the module that `--callback` names.
+
+    Raises:
+        RuntimeError: if the checkpoint is of another model.
+        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made.
+    """
+    keep_freed_memory()
+    torch.manual_seed(config.run.seed)
+    use_compute_threads(compute_threads(config, task))
+    ranks = ranks or Ranks()
+    resumes = int(state["resumes"]) + 1 if state else 0
+    life = resumes * 1_000_000  # distinct for each life of a process over all resumes
+
+    gradients, learner = make_learner(config, task)
+    if state:
+        learner.load_state_dict(state["learner"])
+
+    reports = Reports(
+        folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
+        start_step=learner.steps, live=live, title=f"{config.environment.env}  {config.learner.model}",
+    )  # fmt: skip
+    skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
+    clock = trace.clock if trace else Clock()
+    weights = Weights.like(learner.acting)
+    store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
+    crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
+    own_source = StoreSource(store, config.learner.batch_size, clock)
+    source = crew.source(own_source) if crew.source else own_source
+    heard = Callbacks([*([callback_module(config.run.callback)] if config.run.callback else []), *callbacks])
+    reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
+    learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
+    learning.publish()
+
+    board = StatusBoard(len(crew.workers) + 1)  # the last place is the evaluator's
+    workers = Workers(
+        board, config.run.max_restarts, config.run.actor_timeout, reports.tell, max_memory=config.run.max_actor_memory
+    )
+    workers.context = partial(trace.context if trace else WorkerStatus, board)
+    evaluator = Evaluator(task, config, weights, learner.steps) if config.run.eval_every and ranks.first else None
+    wishes = Wishes()
+    watch = LocalStatus(lambda: wishes.stopping, clock)
+    serial = None
+    if crew.serial:
+        action_log = _past(config, state, life, reports.tell, source)
+        serial = Serial(store, config.actors.num_actors, crew.serial, watch, action_log, life)
+    checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
+    if state:
+        checkpoints.take_up(state)
+
+    def start_workers() -> None:
+        _start(crew, workers, store, life)
+        if evaluator:
+            evaluator.start(workers, index=len(crew.workers))
+
+    return Trainer(
+        config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
+        store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
+        checkpoints=checkpoints, wishes=wishes, watch=watch, callbacks=heard, serial=serial, evaluator=evaluator,
+    )  # fmt: skip
+
+
+def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
+    """A learner with fresh weights, and what computes its gradients; weights are drawn from PyTorch's generator."""
+    model = task.model.build()
+    masters = master_parameters(model)
+    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
+    acting = FlatModel(model, task.device, task.dtype)
+    gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
+    return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
+
+
+def _past(
+    config: Config, state: dict[str, Any] | None, life: int, tell: Callable[[str], None], source: Source
+) -> ActionLog:
+    """What serial actors have done so far; work that nobody took of it goes back to the source."""
+    if not state or "past" not in state:
+        return ActionLog(life)
+    if changed := [name for name in SAME_ACTIONS if config.flat()[name] != state["config"][name]]:
+        tell(f"--{changed[0]} is not what it was: this run goes on with fresh episodes")
+        return ActionLog(life)
+    source.load_state_dict(state["source"])
+    return ActionLog.from_state(state["past"])
+
+
+def _start(crew: Crew, workers: Workers, store: UnrollStore, life: int) -> None:
+    """Start a crew's processes, each with ports of its own."""
+    port = 0
+    for index, plan in enumerate(crew.workers):
+        workers.add(_worker(plan, index, port, store, life))
+        port += len(plan.groups)
+
+
+def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:
+    """A place for a plan's process: with fresh ports at each of its lives, which are taken back at its death."""
+    numbers = range(first_port, first_port + len(plan.groups))
+
+    def arguments(restarts: int) -> tuple[Any, ...]:
+        ports: list[WorkerPort] = [store.attach(n, group) for n, group in zip(numbers, plan.groups, strict=True)]
+        return plan.arguments(ports, life + restarts)
+
+    def on_exit() -> str:
+        return f"{sum(store.detach(number) for number in numbers)} unfinished unrolls discarded"
+
+    return Worker(plan.name, index, plan.target, arguments, on_exit, leaves=bool(plan.groups))

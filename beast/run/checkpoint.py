@@ -1,0 +1,268 @@
+"""Checkpoints: written atomically, kept by number, loaded without executing anything from the file.
+
+A run folder holds `checkpoints/step_000000123456.pt` and `checkpoints/latest.pt`, a link to the newest. PyTorch writes zip
+files, whose records carry checksums; it does not look at them, so `load` does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from beast.core.errors import CheckpointError
+from beast.report.files import NUMBER_RECORD, write_tensors
+from beast.run import trust
+from beast.run.form import misfit
+
+LATEST = "latest.pt"
+FORMAT = 2
+"""The number in each checkpoint. Those of the first format have none; `_upgraded` reads them."""
+_TEMPORARY = r"\.(step_\d+\.pt|update_\d+\.pt|latest\.pt|config\.json|logs\.csv)\.\w+"
+
+
+def folder_of(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def run_of(path: Path) -> Path:
+    """The run folder of a checkpoint file."""
+    return path.parent.parent
+
+
+def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
+    """Write a checkpoint and point `latest.pt` to it; remove all but the `keep` newest (0: none).
+
+    Raises:
+        OSError: if it cannot be written; the ones before it are untouched.
+    """
+    folder = folder_of(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:012d}.pt"
+    before = newest_first(run)
+    number = 1 + max(map(_number, before), default=0)
+    write_tensors(path, state | {"signature": trust.sign(state["config"])}, number)
+    link = folder / f".{LATEST}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    os.replace(link, folder / LATEST)
+    if keep:
+        whole = [file for file in before if file != path and _number(file) >= 0]
+        for old in [*whole[keep - 1 :], *(file for file in before if file != path and file not in whole)]:
+            with suppress(OSError):
+                old.unlink()
+    _remove_left_behind(run)
+    return path
+
+
+def _remove_left_behind(run: Path) -> None:
+    """What writers that were killed have left: temporary files of a name of ours that nobody holds any more."""
+    for file in [*run.glob(".*"), *run.glob("*/.*")]:
+        if not re.fullmatch(_TEMPORARY, file.name):
+            continue
+        with suppress(OSError):
+            if file.is_symlink():
+                if not psutil.pid_exists(int(file.name.rpartition(".")[2])):
+                    file.unlink()
+                continue
+            if not file.is_file():  # opening a pipe would wait for its other end
+                continue
+            with open(file, "rb") as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink()
+
+
+def _number(file: Path) -> int:
+    """Of a checkpoint in the order in which they were written; 0: from before there were numbers; -1: damaged."""
+    try:
+        with zipfile.ZipFile(file) as records:
+            return int(records.read(NUMBER_RECORD)) if NUMBER_RECORD in records.namelist() else 0
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
+        return -1
+
+
+def saved(run: Path) -> list[Path]:
+    """All checkpoints of a run, by step."""
+    found = folder_of(run).glob("step_*.pt")
+    return sorted(p for p in found if re.fullmatch(r"step_\d+\.pt", p.name) and p.is_file())
+
+
+def newest_first(run: Path) -> list[Path]:
+    """All checkpoints of a run, by the number that was written with each: no clock is asked, and steps may go back.
+
+    Damaged ones come first: whoever takes the newest then hears of them. Those of before there were numbers are the oldest.
+    """
+    numbers = {file: _number(file) for file in saved(run)}
+
+    def place(file: Path) -> tuple[bool, int, int, str]:
+        with suppress(OSError):
+            return numbers[file] < 0, numbers[file], file.stat().st_mtime_ns if numbers[file] < 1 else 0, file.name
+        return False, 0, 0, file.name  # gone meanwhile
+
+    return sorted(numbers, key=place, reverse=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one checkpoint file.
+
+    Raises:
+        CheckpointError: if it is damaged, or no checkpoint, or holds what no checkpoint holds.
+    """
+    if not path.is_file():  # a pipe would never end
+        raise CheckpointError(f"no checkpoint {path}")
+    try:
+        data = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(data) as records:
+            if (record := records.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {record}")
+        data.seek(0)
+        state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint {path}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason})") from error
+    if not isinstance(state, dict) or not {"config", "learner"} <= set(state):
+        raise CheckpointError(f"{path} is not a checkpoint of this program")
+    number = state.get("format", 1)
+    if type(number) is not int or not 1 <= number <= FORMAT:
+        raise CheckpointError(
+            f"{path} has format {number!r:.20}, this program reads up to {FORMAT}: use a newer version of it"
+        )
+    if number == 1:
+        try:
+            state = _upgraded(state)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is damaged or not a checkpoint of this program ({error!r:.200})") from error
+    if (part := misfit(state)) is not None:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of this program ({part})")
+    return state
+
+
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of the first format (before formats had numbers) as this program writes them."""
+    learner = dict(state["learner"])
+    names = {"square_avg": "mean_square", "mean_square": "mean_square", "momentum_buffer": "momentum"}
+    moments = dict(learner["optimiser"]["state"].get(0, {}))  # none before the first update
+    learner["optimiser"] = {
+        "name": "rmsprop",
+        "moments": {names[name]: moment for name, moment in moments.items() if name in names},
+    }
+    learner["algorithm"] = {"module": {}, "state": {}}
+    counts = {"restarts": 0, "skipped_updates": 0}  # the oldest have none
+    new = {**counts, **state, "format": FORMAT, "learner": learner}
+    if (unlearned := new.pop("unlearned", None)) is not None:  # its slots did not know their actor
+        # Metrics were the last field then. A checksum must not ask for more of them than there were.
+        new["past"] = {**new["past"], "metrics": unlearned[-1].shape[-1]}
+        new["source"] = {"unlearned": [*unlearned, torch.full((len(unlearned[0]),), -1, dtype=torch.int32)]}
+    return new
+
+
+def settings_of(
+    path: Path, state: dict[str, Any], given: dict[str, Any] | None, trusted: bool, replaced: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The settings in a checkpoint, once it is certain that following them runs no code but what the reader agreed to.
+
+    Args:
+        path: where `state` was read from.
+        given: what the reader typed: settings of the same value need no trust; None: nothing can be typed.
+        trusted: the reader trusts the file.
+        replaced: settings of the file that will not be followed, because the reader typed others or only wants to act.
+
+    Raises:
+        CheckpointError: if it names code, and neither is it this user's nor did the reader name or trust that.
+    """
+    config: dict[str, Any] = state["config"]
+    named = {
+        name: value
+        for name, value in trust.code_in(config).items()
+        if name not in replaced and (not given or name not in given or given[name] != value)
+    }
+    if not named or trusted:
+        return config
+    hint = ""
+    try:
+        if trust.is_own(config, state.get("signature")):
+            return config
+    except trust.KeyRefused as error:
+        hint = f" (the key {error})"
+    flags = ", ".join(
+        f"--{name} {value if isinstance(value, str) else repr(value)}"[:80] for name, value in named.items()
+    )
+    consent = "" if given is None else f", or give the same {' and '.join(f'--{name}' for name in named)}"
+    raise CheckpointError(
+        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust (from Python: trust=True) "
+        f"if you trust it{consent}"
+    )
+
+
+def load_newest(name: str, savedir: str, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """Find what a user types (see `find`) and read it; of a run, the newest checkpoint that is not damaged.
+
+    Args:
+        tell: takes one line for each that is passed over.
+
+    Returns:
+        The file, and what is in it.
+
+    Raises:
+        CheckpointError: if there is none, or the file itself was named and is damaged.
+    """
+    path = find(name, savedir)
+    others = [file for file in newest_first(run_of(path)) if file.name != path.resolve().name]
+    named = Path(name).is_file()
+    damaged: list[str] = []
+    for file in [path] if named else [path.with_name(path.resolve().name), *others]:
+        try:
+            state = load(file)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            for line in damaged:
+                tell(f"{line}; taking {file.name} instead")
+            return file, state
+    hint = f"; so are the {len(others)} before it" if others else ""
+    if named and others:
+        hint = f"; take another one of {path.parent}: {', '.join(file.name for file in others[:3])}"
+    raise CheckpointError(damaged[0] + hint)
+
+
+def find(name: str, savedir: str) -> Path:
+    """The newest checkpoint of what a user types: a file, a run folder, a run's name in savedir, or `latest`.
+
+    Raises:
+        CheckpointError: if there is none there.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    run = find_run(name, savedir)
+    latest = folder_of(run) / LATEST
+    if latest.is_file():  # it may be a link to anything
+        return latest
+    if files := newest_first(run):
+        return files[0]
+    raise CheckpointError(f"{run} has no checkpoint yet (was it run with --disable_checkpoint?)")
+
+
+def find_run(name: str, savedir: str) -> Path:
+    """A run folder from its path, its name in savedir, or one of its checkpoint files.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    for path in (Path(name), Path(savedir) / name, run_of(Path(name))):
+        if (path / "config.json").is_file():
+            return path.resolve() if path.is_symlink() else path
+    known = sorted(p.parent.name for p in Path(savedir).glob("*/config.json") if not p.parent.is_symlink())
+    there = f"in {savedir} are: {', '.join(known[-5:])}" if known else f"there are no runs in {savedir}"
+    raise CheckpointError(f"no run {name!r} (looked for {name}/config.json and in --savedir {savedir}); {there}")

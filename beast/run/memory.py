@@ -1,0 +1,90 @@
+"""What a run will need at least, asked before anything is made: Linux promises more than it has, and kills somebody later."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+
+from beast.acting.task import Task
+from beast.core.data import flatten
+from beast.core.errors import ConfigError
+from beast.processes.machine import free_memory
+from beast.processes.shared import total_bytes
+from beast.settings.config import ActorsConfig, Config, LearnerConfig
+from beast.settings.presets import PRESETS
+
+# Of an Atari game: 200 games of Pong, memory of the process before and after. Of a process: less than any was seen to have
+# (an environment worker has 34 MB of its own), because this is a lower bound. Other environments tell nobody.
+PROCESS, ATARI_GAME = 20_000_000, 1_600_000  # bytes
+
+_FLAGS = ("num_actors", "num_actor_processes", "unroll_length", "batch_size", "num_buffers")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes; a lower bound: models, their activations and most environments are not in it."""
+
+    store: int
+    batch: int
+    """As it leaves the store, and its observations as the model reads them."""
+    workers: int
+
+    @property
+    def total(self) -> int:
+        return self.store + self.batch + self.workers
+
+
+def needed(config: Config, task: Task) -> Need:
+    """What a run of these settings needs at least."""
+    batch, steps = config.learner.batch_size, config.actors.unroll_length
+    slots = task.unroll.slots
+    values = sum(math.prod(spec.shape) for spec in flatten(task.observation)) * (steps + 1) * batch
+    as_read = values * task.dtype.itemsize if task.device.type == "cpu" else 0
+    actors = config.actors
+    return Need(
+        store=total_bytes(slots(config.num_buffers, steps)),
+        batch=total_bytes(slots(batch, steps)) + as_read,
+        workers=(0 if actors.serial else PROCESS * actors.processes)
+        + (ATARI_GAME * actors.num_actors if task.env.is_atari else 0),
+    )
+
+
+def check_memory(config: Config, task: Task) -> None:
+    """Before anything is made.
+
+    Raises:
+        ConfigError: if the machine, or what this process is confined to, has less, naming the flags that did it.
+    """
+    need, free = needed(config, task), free_memory()
+    if need.total <= free:
+        return
+    blamed = [f"--{name} {config.flat()[name]}" for name in _blamed(config, task, free)]
+    parts = {"unrolls": need.store, "a batch": need.batch, "actors": need.workers}
+    advice = "lower --num_actors, --batch_size or --unroll_length"
+    if blamed:
+        advice = f"lower {' and '.join(blamed)}"
+    raise ConfigError(
+        f"at least {_gigabytes(need.total)} of memory are needed "
+        f"({', '.join(f'{name} {_gigabytes(size)}' for name, size in parts.items() if size)}), {_gigabytes(free)} are "
+        f"free: {advice}"
+    )
+
+
+def _blamed(config: Config, task: Task, free: int) -> list[str]:
+    """The flag without which it would fit; if there is no such one, all that are above their defaults."""
+    values = config.flat()
+    defaults = {f.name: f.default for group in (ActorsConfig, LearnerConfig) for f in dataclasses.fields(group)}
+    usual = defaults | PRESETS[config.run.preset]
+    raised = [name for name in _FLAGS if values[name] is not None and values[name] > (usual[name] or 0)]
+    alone = []
+    for name in raised:
+        with suppress(ConfigError):  # a smaller one that does not go with the others
+            if needed(config.replace(**{name: usual[name]}), task).total <= free:
+                alone.append(name)
+    return alone or raised
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e9:.1g} GB"

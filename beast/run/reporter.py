@@ -1,0 +1,73 @@
+"""What became of each unit of work: reported, or among the skipped ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from beast.core.learner import Update
+from beast.report.reports import Reports
+from beast.run.callbacks import Callbacks
+from beast.run.skipped_updates import SkippedUpdates
+from beast.store.sources import Work
+
+
+class _Unit(NamedTuple):
+    step: int
+    work: Work
+    lags: torch.Tensor
+    updates: list[Update]
+
+
+class Reporter:
+    """Hears of every unit, and says so.
+
+    Args:
+        reports: of the run.
+        skipped: the account of updates that were not made.
+        callbacks: the user's.
+        late: whether a unit is looked at only when the next one has been made: then nobody waits for a GPU.
+    """
+
+    def __init__(self, reports: Reports, skipped: SkippedUpdates, callbacks: Callbacks, late: bool) -> None:
+        self._reports, self._skipped, self._callbacks, self._late = reports, skipped, callbacks, late
+        self._pending: _Unit | None = None
+
+    def add(self, step: int, work: Work, lags: torch.Tensor, updates: list[Update]) -> None:
+        """Take in a unit.
+
+        Args:
+            step: agent steps learned from so far, this unit's included.
+            lags: how many updates old the policy was that acted, for each step.
+            updates: one for each pass.
+
+        Raises:
+            FloatingPointError: if one update too many in a row was skipped.
+        """
+        self._reports.add_episodes(work.episodes)
+        self._callbacks.after_episodes(step, work.episodes)
+        unit: _Unit | None = _Unit(step, work, lags, updates)
+        if self._late:
+            self._pending, unit = unit, self._pending
+        self._admit(unit)
+
+    def flush(self) -> None:
+        """Take in the unit that is still waited for.
+
+        Raises:
+            FloatingPointError: as `add` does.
+        """
+        unit, self._pending = self._pending, None
+        self._admit(unit)
+
+    def _admit(self, unit: _Unit | None) -> None:
+        if unit is None:
+            return
+        step, work, lags, updates = unit
+        for update in updates:
+            if self._skipped.admit(update.number, work.batch, update.metrics):
+                metrics = {name: value for name, value in update.metrics.items() if name != "finite"}
+                self._reports.add_update(metrics, lags)
+                self._callbacks.after_update(step, update.number, metrics)
+            lags = lags[:0]  # of a unit's passes the first one alone has any

@@ -1,0 +1,137 @@
+"""From flags to a Config and a Task: the environment is looked at once, and settles what depends on its spaces."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from beast.acting.models import ModelChoice
+from beast.acting.task import Task
+from beast.core.algorithms import algorithm_module
+from beast.core.data import ACTION_MASK, ArraySpec
+from beast.core.errors import ConfigError
+from beast.envs import EnvChoice
+from beast.envs.spaces import Codes, Words
+from beast.processes.children import nothing_left_behind
+from beast.processes.machine import has_fast_bfloat16
+from beast.run.crew import beast_module
+from beast.settings.config import Config
+from beast.settings.presets import PRESETS
+
+
+def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
+    """Make an environment and reset it, choose preset and model by its spaces, and check everything that can be checked.
+
+    Args:
+        values: flags as given; the rest is default.
+
+    Raises:
+        ConfigError, EnvError, ModelError: one line each.
+    """
+    # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
+    asked = Config.from_flat(values | {"num_buffers": None})
+    with nothing_left_behind():
+        return _look(asked, values)
+
+
+def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
+    algorithm = algorithm_module(asked.learner.algorithm)
+    columns = dict(getattr(getattr(algorithm, "Algorithm", None), "info_columns", {}))
+    beast = beast_module(asked.learner.trainer)
+    choice = replace(asked.environment.choice, columns=columns)
+    group = choice.make_group([0])
+    try:
+        space = group.observation_space
+        preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
+        config = Config.from_flat(PRESETS[preset] | values)
+        config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
+        settings = dataclasses.asdict(config.model)
+        model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
+        built = model.build()  # a model that does not fit shows here, before a run folder is made
+        if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
+            group.reset()  # so does an environment that breaks its contract
+        if group.says_mask and ACTION_MASK not in group.columns:
+            group.columns[ACTION_MASK] = ArraySpec((model.distribution().mask_size,), np.dtype(bool))
+        choice = replace(choice, columns=group.columns)
+        observation, names = group.observation_spec, group.metric_names
+        unroll = model.unroll_spec(built, observation, names, group.columns)
+        device = _device(config.learner.device)
+        acting = beast.acting_device(device)
+        task = Task(
+            choice,
+            model,
+            observation,
+            names,
+            unroll,
+            device,
+            compute_dtype(config.learner.precision, model, device, acting),
+            acting,
+        )
+    finally:
+        group.close()
+    return config, task
+
+
+def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any]) -> str:
+    if choice.preset is not None:
+        return choice.preset
+    return "classic" if _model_for(space) == "mlp" else "atari"
+
+
+def _model_for(space: gymnasium.Space[Any]) -> str:
+    """What fits a space: convolutions for pictures, the mixed network where there are small ones, several parts or text."""
+    if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        if isinstance(space, Words | Codes):
+            return "multi_input"
+        if _sides(space) >= 36:
+            return "atari_shallow"
+        # A small [H, W] may be any matrix; a third axis makes a picture, or planes, of it.
+        return "multi_input" if _sides(space) >= 5 and len(space.shape or ()) > 2 else "mlp"
+    parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
+    return "mlp" if all(_model_for(part) == "mlp" and _sides(part) < 5 for part in parts) else "multi_input"
+
+
+def _sides(space: gymnasium.Space[Any]) -> int:
+    """The shorter side of a picture `[H, W]`, `[H, W, C]`, `[C, H, W]` or a stack of them; 0 for anything else."""
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3, 4):
+        return 0
+    sides = space.shape if len(space.shape) == 2 else sorted(space.shape[-3:])[1:]  # the smallest is the colours
+    return min(sides)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    return device
+
+
+def compute_dtype(precision: str, model: ModelChoice, device: torch.device, acting: torch.device) -> torch.dtype:
+    """What models compute in, for a learner and actors on these devices.
+
+    Raises:
+        ConfigError: if the model is not made for what is asked for.
+    """
+    able = getattr(model.module(), "supports_bfloat16", False)
+    if precision == "bfloat16":
+        if not able:
+            raise ConfigError(f"--precision bfloat16: --model {model.model} does not support it (supports_bfloat16)")
+        return torch.bfloat16
+    # Actors must agree with the learner on the format, and may compute on the CPU, whatever the learner does.
+    on_cpu = "cpu" in (device.type, acting.type)
+    fast = able and (not on_cpu or has_fast_bfloat16()) and (device.type == "cpu" or torch.cuda.is_bf16_supported())
+    return torch.bfloat16 if precision == "auto" and fast else torch.float32

@@ -1,0 +1,87 @@
+"""What a run's checkpoints hold, and how a run takes one up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beast.acting.task import Task
+from beast.core.finite import all_finite
+from beast.processes.supervisor import Workers
+from beast.report.reports import Reports
+from beast.run import checkpoint
+from beast.run.callbacks import Callbacks
+from beast.run.learning import Learning
+from beast.run.serial import Serial
+from beast.run.skipped_updates import SkippedUpdates
+from beast.settings.config import Config
+
+
+@dataclass(eq=False)
+class Checkpoints:
+    """The checkpoints of a run: all that goes on in a resumed one, of the parts that it is made of."""
+
+    config: Config
+    task: Task
+    folder: Path | None
+    """Of the run; None writes nothing."""
+    learning: Learning
+    reports: Reports
+    workers: Workers
+    skipped: SkippedUpdates
+    callbacks: Callbacks
+    serial: Serial | None
+    resumes: int
+    """How often the run was gone on with."""
+    torch_rng: torch.Tensor | None = None
+    """State of PyTorch's generator that the run goes on from, until it is set; None: the generator is as it should be."""
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint with reports and counts; the generator waits for `set_generator`."""
+        self.reports.load_state_dict(state["reports"])
+        self.workers.restarts, self.skipped.count = state["restarts"], state["skipped_updates"]
+        self.torch_rng = state["torch_rng"]
+
+    def set_generator(self) -> None:
+        """Set PyTorch's generator, once all models are made, which draw from it."""
+        if self.torch_rng is not None:
+            torch.set_rng_state(self.torch_rng)
+            self.torch_rng = None
+
+    def save(self) -> Path | None:
+        """Write a checkpoint, if this run keeps any.
+
+        Raises:
+            OSError: if it cannot be written; the one before it is kept.
+            FloatingPointError: if the weights are of no use.
+        """
+        if self.folder is None or self.config.run.disable_checkpoint:
+            return None
+        state = self._state()
+        step = state["learner"]["steps"]
+        path = checkpoint.save(self.folder, state, step, self.config.run.keep_checkpoints)
+        self.callbacks.after_checkpoint(step, path)
+        return path
+
+    def _state(self) -> dict[str, Any]:
+        learner = self.learning.learner
+        if not all_finite([learner.acting.parameters, learner.acting.statistics]):
+            raise FloatingPointError("the weights became infinite or NaN: try a lower --learning_rate")
+        with self.learning.lock:
+            state: dict[str, Any] = {
+                "format": checkpoint.FORMAT,
+                "config": self.config.flat(),
+                "spaces": self.task.model.spaces(),
+                "learner": learner.state_dict(),
+                "reports": self.reports.state_dict(),
+                "torch_rng": torch.get_rng_state() if self.torch_rng is None else self.torch_rng,
+                "resumes": self.resumes,
+                "restarts": self.workers.restarts,
+                "skipped_updates": self.skipped.count,
+            }
+        if self.serial is not None:
+            state |= {"past": self.serial.state_dict(), "source": self.learning.source.state_dict()}
+        return state

@@ -1,0 +1,250 @@
+"""One run from its first process to its last checkpoint. `assemble` makes its parts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from beast.acting.task import Task
+from beast.core.errors import CheckpointError
+from beast.core.learner import Learner
+from beast.core.names import to_type
+from beast.processes.machine import usable_cores
+from beast.processes.status import LocalStatus, StatusBoard
+from beast.processes.supervisor import Workers
+from beast.report.reports import Reports
+from beast.run.callbacks import Callbacks
+from beast.run.crew import Crew
+from beast.run.evaluator import Evaluator
+from beast.run.learning import Learning
+from beast.run.saving import Checkpoints
+from beast.run.serial import Serial
+from beast.run.signals import Wishes, heard
+from beast.run.skipped_updates import SkippedUpdates
+from beast.run.threads import Threads
+from beast.settings.config import Config
+from beast.store.unrolls import UnrollStore
+from beast.store.weights import Weights
+
+FIRST_CHECKPOINT = 60.0  # seconds until the first one, at most: until then a killed run has nothing
+STOP_DEADLINE = 5.0  # seconds that workers have to leave
+
+
+@dataclass(eq=False)
+class Trainer:
+    """The parts of a run, and its life: `run` once."""
+
+    config: Config
+    task: Task
+    folder: Path | None
+    """Of the run; None writes nothing (profile, tests)."""
+    crew: Crew
+    learner: Learner
+    learning: Learning
+    weights: Weights
+    store: UnrollStore
+    board: StatusBoard
+    workers: Workers
+    start_workers: Callable[[], None]
+    reports: Reports
+    skipped: SkippedUpdates
+    checkpoints: Checkpoints
+    wishes: Wishes
+    watch: LocalStatus
+    """What actors and threads in this process report to."""
+    callbacks: Callbacks
+    serial: Serial | None = None
+    evaluator: Evaluator | None = None
+
+    def __post_init__(self) -> None:
+        self.threads = Threads()
+        self._reported = self.learner.updates
+        self._failure: BaseException | None = None
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Train to the end, to a signal, or to a failure.
+
+        Returns:
+            The process's exit status.
+
+        Raises:
+            WorkerError, CheckpointError, FloatingPointError, ...: what made the run fail, after a checkpoint was saved
+                if one could be.
+        """
+        with heard(self.wishes, self.board.stop, self.workers.kill):
+            try:
+                self._start()
+                self._loop()
+            except BaseException as error:
+                self._failure = self._failure or error
+            finally:
+                self._shut_down()
+        if self._failure is not None:
+            raise self._failure
+        return 128 + self.wishes.signal if self.wishes.signal else 0
+
+    def _start(self) -> None:
+        for note in self.crew.notes:
+            self.reports.tell(note)
+        if self.serial is not None:
+            self.serial.start(self.reports.tell)
+        self.start_workers()
+        for name, target in self.crew.threads.items():
+            self.threads.start(name, lambda target=target: target(self.watch))  # type: ignore[misc]
+        self.checkpoints.set_generator()
+        if self.serial is not None:
+            self._learn_all()  # what was not learned from when the run was stopped
+            return
+        threads = compute_threads(self.config, self.task)
+        for i in range(self.learner_threads):
+            self.threads.start(f"learner-{i}", lambda: self.learning.serve(threads, self._over))
+
+    def _loop(self) -> None:
+        run = self.config.run
+        next_report = time.monotonic() + run.report_every
+        next_checkpoint = time.monotonic() + min(FIRST_CHECKPOINT, 60 * run.checkpoint_every)
+        saved = self.learner.updates  # there is nothing new to save until there are more
+        end = time.monotonic() + 60 * (run.max_minutes or math.inf)
+        while not self._finished():
+            if self.serial is not None:
+                self.serial.round()
+                self._learn_all()
+            else:
+                self.threads.ended.wait(0.1)
+            if not self.stopping:  # else they may be gone for the same reason
+                self.workers.check()
+            if self.evaluator and self.evaluator.due(self.learner.steps):
+                self.evaluator.request(self.learner.steps)
+            now = time.monotonic()
+            if now >= end:
+                self._stop_for(f"--max_minutes {run.max_minutes:g} are over")
+            if self.callbacks.stop:
+                self._stop_for("a callback asked for the end")
+            if now >= next_report:
+                self._look_at(self.report())
+                next_report = now + run.report_every
+            if (now >= next_checkpoint and self.learner.updates > saved) or self.wishes.save:
+                self._save_and_go_on()
+                saved = self.learner.updates
+                next_checkpoint = now + 60 * run.checkpoint_every
+
+    def _finished(self) -> bool:
+        if self.threads.failure is not None:
+            raise self.threads.failure
+        return self.stopping or self._complete
+
+    def _over(self) -> bool:
+        """Whether learner threads have nothing more to do. What was begun when a person asked to stop is finished."""
+        return self.wishes.ending or self._complete
+
+    @property
+    def _complete(self) -> bool:
+        return self.learner.steps >= self.config.learner.total_steps
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to end, for whatever reason."""
+        return self.wishes.stopping
+
+    def _learn_all(self) -> None:
+        while not self._finished() and self.learning.once(0.0, self._over):
+            pass
+
+    def _look_at(self, row: dict[str, float]) -> None:
+        wanted, reached = self.config.run.stop_at_return, row.get("mean_episode_return", -math.inf)
+        if wanted is not None and reached >= wanted and self.reports.window_full:
+            self._stop_for(f"a mean return of {reached:.2f} is --stop_at_return {wanted:g} or more")
+
+    def _stop_for(self, reason: str) -> None:
+        self.reports.tell(f"{reason}: the run ends")
+        self.stop()
+
+    def stop(self) -> None:
+        """End the run soon, and cleanly."""
+        self.wishes.stop = True
+        self.board.stop()
+        self.threads.ended.set()
+
+    @property
+    def learner_threads(self) -> int:
+        """On a CPU a batch is made in no time, and working memory of its own for each thread only fills the caches."""
+        return self.config.learner.num_learner_threads or (1 if self.task.device.type == "cpu" else 2)
+
+    # -- reports and checkpoints --------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, float]:
+        """One row of the logs."""
+        extra = {
+            "restarts": float(self.workers.restarts),
+            "skipped_updates": float(self.skipped.count),
+            **(self.evaluator.results() if self.evaluator else {}),
+        }
+        with self.learning.lock:
+            step, updates, learning_rate = self.learner.steps, self.learner.updates, self.learner.learning_rate
+        self._reported = updates
+        return self.reports.report(
+            step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
+        )
+
+    def _save_and_go_on(self) -> None:
+        asked, self.wishes.save = self.wishes.save, False
+        try:
+            path = self.checkpoints.save()
+        except OSError as error:
+            self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
+            return
+        if asked:
+            self.reports.tell(f"saved {path}" if path else "nothing saved: this run keeps no checkpoints")
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _shut_down(self) -> None:
+        """Actors, evaluator, learner threads, checkpoint, reports; nothing is left behind."""
+        self.wishes.ending = True
+        try:
+            self.workers.stop(STOP_DEADLINE)
+        except Exception as error:  # whatever it is, what was learned is worth more
+            self._failure = self._failure or error
+        self.threads.join(60.0)
+        self._failure = self._failure or self.threads.failure
+        if self.serial is not None:
+            with suppress(Exception):  # what was learned is worth more
+                self.serial.close()
+        path = None
+        try:
+            self.learning.reporter.flush()
+        except FloatingPointError as error:
+            self._failure = self._failure or error
+        try:
+            if self.learner.updates > self._reported:
+                self.report()
+            if self.learner.updates:
+                path = self.checkpoints.save()
+        except FloatingPointError as error:
+            self._failure = self._failure or error
+        except OSError as error:
+            self._failure = self._failure or CheckpointError(f"the last checkpoint could not be written: {error}")
+        self.store.close()
+        step, total = self.learner.steps, self.config.learner.total_steps
+        if self.folder is not None:
+            how = "failed" if self._failure else "finished" if step >= total else "stopped"
+            self.reports.tell(f"{how} at step {step:,} of {total:,}; " + (f"saved {path}" if path else "nothing saved"))
+            if path and step < total:
+                self.reports.tell(f"go on with: {to_type()} --resume {self.folder}")
+        self.reports.close()
+
+
+def compute_threads(config: Config, task: Task) -> int:
+    """Threads that PyTorch takes for the learner at the start.
+
+    On a CPU half of the machine is about the learner's share, until it turns out that it needs more.
+    """
+    if config.actors.serial or task.device.type != "cpu":
+        return 1
+    return max(1, usable_cores() // 2)

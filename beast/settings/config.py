@@ -1,0 +1,387 @@
+"""A run's settings: frozen groups of flags, checked where they are made. The docstring under a field is its help.
+
+The loss's settings live with the loss (`beast/core/algorithms/impala.py`), a model's with the model, the
+optimiser's with the optimiser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from beast.acting.models import model_module
+from beast.core.algorithms import algorithm_module
+from beast.core.errors import ConfigError, EnvError
+from beast.core.optimisers import OptimiserConfig
+from beast.envs import EnvChoice, Standard
+from beast.processes.machine import usable_cores
+from beast.settings.presets import PRESETS
+
+
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {value}")
+
+
+def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
+    if getattr(config, name) not in allowed:
+        raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+
+
+def _is_number(value: Any) -> bool:
+    """Not NaN, which passes every check of a range; nor a whole number that is too large for any tensor."""
+    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < 2**62)
+
+
+_KINDS: dict[Any, tuple[str, Any]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number below 2^62", lambda value: type(value) is int and abs(value) < 2**62),
+    float: ("a number", _is_number),
+    str: ("text", lambda value: isinstance(value, str)),
+    dict: ("a JSON object", lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value)),
+}
+
+
+def _check_types(group: type, values: dict[str, Any]) -> None:
+    """Flags are parsed; values from a file may be anything. Types that are not in _KINDS are their group's own affair."""
+    hints = typing.get_type_hints(group)
+    for name, value in values.items():
+        parts = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        kinds = [_KINDS.get(typing.get_origin(part) or part) for part in parts if part is not type(None)]
+        if (value is None and type(None) in parts) or None in kinds or any(kind and kind[1](value) for kind in kinds):
+            continue
+        raise ConfigError(f"--{name} must be {' or '.join(kind[0] for kind in kinds if kind)}, got {value!r:.80}")
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """Environment"""
+
+    env: str = "PongNoFrameskip-v4"
+    """Which environment: an Atari or any other Gymnasium id, my_package:MyEnv-v0 (importing my_package registers it), or
+    my_package.my_module:make_env, a function of yours (docs/environments.md)."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for the environment, as a JSON object, for example '{"rows": 8}'."""
+    full_action_set: bool = False
+    """Use all 18 actions on Atari instead of those that the game needs."""
+    action_repeat: int | None = None
+    """Take each action for so many frames and add their rewards up (default: 4 on Atari, else 1)."""
+    frame_stack: int | None = None
+    """Show the newest so many frames as one observation (default: 4 on Atari, else 1)."""
+    resize: str | None = None
+    """Scale pictures to 84 (both sides) or to HEIGHTxWIDTH (default: 84 on Atari, else as they are)."""
+    grayscale: bool = False
+    """Turn coloured pictures grey. (Atari's are grey in any case.)"""
+    max_episode_steps: int | None = None
+    """Cut an episode after so many steps of the policy (default: as the environment is registered; 27,000 on Atari)."""
+    wrapper: str = ""
+    """Wrap each environment in my_package.my_module:wrap, a function of yours that takes an environment and returns one;
+    several with commas, the first one innermost. Yours lie inside the wrappers that flags ask for (on Atari outside)."""
+    repeat_action_probability: float | None = None
+    """Repeat the last action instead of taking the new one with this probability (sticky actions; default: 0, on Atari
+    what the id says)."""
+    life_loss: bool = True
+    """End the return, though not the game, when a life is lost on Atari; training only."""
+    fire_on_life_loss: bool = False
+    """Press FIRE after a lost life on Atari, whatever the policy chose."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "action_repeat", "frame_stack", "max_episode_steps")
+        if not 0 <= (self.repeat_action_probability or 0.0) < 1:
+            raise ConfigError(f"--repeat_action_probability must lie in [0, 1), got {self.repeat_action_probability}")
+        try:
+            _ = self.standard.size
+        except EnvError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def standard(self) -> Standard:
+        return Standard(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Standard)})
+
+    @property
+    def choice(self) -> EnvChoice:
+        return EnvChoice(
+            self.env, self.env_kwargs, self.full_action_set, self.standard, self.life_loss, self.fire_on_life_loss
+        )
+
+
+@dataclass(frozen=True)
+class ActorsConfig:
+    """Actors"""
+
+    num_actors: int = 48
+    """How many environments run at once, over all processes (docs/tuning.md: about 24 a core)."""
+    num_actor_processes: int | None = None
+    """How many processes share the environments (default: one for each CPU core, at most num_actors). 0 does everything
+    in one process, which is slower and exactly repeatable."""
+    unroll_length: int = 20
+    """How many steps an actor collects before it hands them to the learner (T)."""
+    num_buffers: int | None = None
+    """How many unrolls fit into shared memory (default: 2 * num_actors + batch_size; at least num_actors + batch_size);
+    rarely worth changing."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_actors", "unroll_length", "num_buffers")
+        _at_least(self, 0, "num_actor_processes")
+        if (self.num_actor_processes or 0) > self.num_actors:
+            raise ConfigError(
+                f"--num_actor_processes ({self.num_actor_processes}) must not exceed --num_actors ({self.num_actors})"
+            )
+
+    @property
+    def serial(self) -> bool:
+        return self.num_actor_processes == 0
+
+    @property
+    def processes(self) -> int:
+        """Processes that host the actors, at least one (in serial mode: this one)."""
+        return max(
+            1, min(self.num_actors, usable_cores() if self.num_actor_processes is None else self.num_actor_processes)
+        )
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Learner"""
+
+    trainer: str = "monobeast"
+    """Who runs the network for the environments: with monobeast every actor process does so itself, on the CPU; with
+    polybeast one inference process does so for all, on the learner's device. my_package.my_beast is a trainer of your
+    own (beast/run/crew.py)."""
+    algorithm: str = "impala"
+    """Which loss: a file of beast/core/algorithms, or my_package.my_module, which defines Config and loss (docs/extend.md)."""
+    model: str | None = None
+    """Which network: a file of models/ (atari_shallow, impala_shallow, impala_resnet, multi_input, mlp), or
+    my_package.my_module, which defines a class Model (default: atari_shallow for one picture of 36x36 or more, mlp for
+    vectors and choices, multi_input for small pictures, texts and mixtures)."""
+    use_lstm: bool = False
+    """Put an LSTM after the network's features, so that the policy remembers."""
+    total_steps: int = 50_000_000
+    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 until then,
+    so ask for the length that you really want."""
+    batch_size: int = 32
+    """How many unrolls the learner uses for each update (B)."""
+    num_learner_threads: int | None = None
+    """How many threads the learner has: one trains, the others prepare the next batch (default: 2 with a GPU, 1 without)."""
+    device: str = "auto"
+    """Where the learner runs, and inference with polybeast: cpu, cuda, cuda:1, and so on. auto takes the GPU if there is
+    one."""
+    precision: str = "auto"
+    """What the networks compute in: float32, bfloat16, or auto, which takes bfloat16 where the network and the processor
+    are made for it. The optimiser always keeps float32."""
+
+    compile_model: bool = False
+    """Use torch.compile for the learner's network. It starts some seconds to half a minute later and is slower on a CPU
+    (docs/log.md)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "total_steps", "batch_size", "num_learner_threads")
+        _one_of(self, "precision", ("auto", "float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model"""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """Inference (PolyBeast)"""
+
+    inference: str = "process"
+    """Run inference in a process of its own (process), or as a thread of the learner's process (thread)."""
+    inference_min_batch: int = 1
+    """Wait until so many environments need an action before the network runs."""
+    inference_max_batch: int | None = None
+    """Let the network run for at most so many environments at a time (default: num_actors)."""
+    inference_timeout_ms: float = 10.0
+    """Never let an environment wait longer than so many milliseconds for a batch to fill up."""
+    weights_sync: str = "unroll"
+    """When inference takes up newer weights: with unroll a policy stays the same during an unroll, with step each forward
+    uses the newest."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "inference_min_batch", "inference_max_batch")
+        _at_least(self, 0, "inference_timeout_ms")
+        _one_of(self, "inference", ("thread", "process"))
+        _one_of(self, "weights_sync", ("unroll", "step"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Run"""
+
+    preset: str = "auto"
+    """Which set of defaults to use: atari, classic, minigrid or dmlab. auto takes minigrid for MiniGrid and BabyAI,
+    classic for environments that get the model mlp, and atari for all others. Only atari and classic have been tuned,
+    on Pong and CartPole; dmlab has never been tried."""
+    savedir: str = "runs"
+    """The folder that holds the run folders; `latest` in it points to the newest."""
+    xpid: str | None = None
+    """The name of the run and of its folder (default: environment and time)."""
+    resume: str | None = None
+    """Continue a run: give its folder, its name in savedir, or a checkpoint file. It keeps its own flags; flags that you
+    add here replace them. auto continues the run that --xpid names, or starts it if there is nothing to continue (for
+    job scripts)."""
+    seed: int = 1
+    """The random seed of everything: weights, environments and actions."""
+    disable_checkpoint: bool = False
+    """Save logs only, and no checkpoints."""
+    checkpoint_every: float = 10.0
+    """Save a checkpoint every so many minutes. The first one comes within a minute, and there is always one at the end."""
+    keep_checkpoints: int = 3
+    """Keep the newest so many checkpoints; 0 keeps all."""
+    eval_every: int = 0
+    """Play evaluation games every so many agent steps, in a separate process; 0 means never."""
+    eval_episodes: int = 10
+    """How many games each such evaluation plays."""
+    report_every: float = 5.0
+    """Write a row of logs.csv every so many seconds."""
+    max_restarts: int = 5
+    """Give up after one process has died more than so many times within 10 minutes; the run saves a checkpoint first."""
+    actor_timeout: float = 300.0
+    """Replace a process that has shown no sign of life for so many seconds."""
+    max_actor_memory: float | None = None
+    """Replace a process of actors, between two unrolls, when it and all that its environments started hold more than so
+    many MB (PSS, looked at every 2 seconds; default: no limit)."""
+    max_skipped_updates: int = 10
+    """Give up after so many updates in a row were skipped because of NaN or infinity in loss, gradient, observation or
+    reward."""
+    stop_at_return: float | None = None
+    """End the run, with a checkpoint, once the mean return of the last 100 full games has reached X; none means never."""
+    max_minutes: float | None = None
+    """End the run, with a checkpoint, X minutes after this start; none means never."""
+    callback: str | None = None
+    """Call functions of yours after updates, episodes and checkpoints: my_package.my_module, which may also stop the run
+    (docs/extend.md)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
+        _at_least(self, 1, "eval_episodes", "max_skipped_updates")
+        for name in ("checkpoint_every", "report_every", "actor_timeout", "max_minutes", "max_actor_memory"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
+        _one_of(self, "preset", ("auto", *PRESETS))
+        if self.xpid is not None and not is_name(self.xpid):
+            raise ConfigError(
+                f"--xpid must be the name of one new folder in --savedir (no space, no slash, no leading -), got {self.xpid!r}"
+            )
+
+
+def is_name(xpid: Any) -> bool:
+    """Whether a run may be called so: what is printed, typed and taken for a folder must not be taken for anything else."""
+    if not isinstance(xpid, str):
+        return False
+    odd = not xpid.isprintable() or "/" in xpid or " " in xpid or xpid.startswith("-")
+    return not odd and xpid not in ("", ".", "..", "latest", "auto")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. `flat()` and `from_flat` are how it is written down and read back."""
+
+    environment: EnvironmentConfig
+    actors: ActorsConfig
+    learner: LearnerConfig
+    model: Any
+    """the model's own Config; ModelConfig if it has none, or is not chosen yet"""
+    loss: Any
+    """the algorithm's own Config"""
+    optimiser: OptimiserConfig
+    inference: InferenceConfig
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        if self.num_buffers < self.least_buffers:
+            raise ConfigError(
+                f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}) + batch_size "
+                f"({self.learner.batch_size}) = {self.least_buffers} are needed; leave it out to have it chosen"
+            )
+
+    @property
+    def least_buffers(self) -> int:
+        """Fewer could leave actors and learner waiting for each other."""
+        return self.actors.num_actors + self.learner.batch_size
+
+    @property
+    def num_buffers(self) -> int:
+        """Slots of the unroll store: actors write one set while the one before it is learned."""
+        return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
+
+    @property
+    def open_files(self) -> int:
+        """That this process has open at most, about: for each worker pipes of two beasts, errors, its sentinel."""
+        return 40 + (0 if self.actors.serial else 10 * self.actors.processes)
+
+    @classmethod
+    def groups(cls, algorithm: str, model: str | None) -> dict[str, type]:
+        """The group classes by name, the loss's taken from its algorithm, the model's from its module.
+
+        Raises:
+            ConfigError: if there is no such algorithm.
+            ModelError: if there is no such model.
+        """
+        return {
+            "environment": EnvironmentConfig,
+            "actors": ActorsConfig,
+            "learner": LearnerConfig,
+            "model": getattr(model_module(model).Model, "Config", ModelConfig) if model else ModelConfig,
+            "loss": algorithm_module(algorithm).Config,
+            "optimiser": OptimiserConfig,
+            "inference": InferenceConfig,
+            "run": RunConfig,
+        }
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any]) -> Config:
+        """From flag values; those left out take their defaults.
+
+        Raises:
+            ConfigError: naming the wrong setting.
+        """
+        groups = {}
+        left = set(values)
+        _check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
+        for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm), values.get("model")).items():
+            groups[name] = section(group, values)
+            left -= {f.name for f in dataclasses.fields(group)}
+        if left:
+            known = [f.name for group in groups.values() for f in dataclasses.fields(group)]
+            near = difflib.get_close_matches(min(left), known, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown settings: {', '.join(sorted(left))}{hint}")
+        return cls(**groups)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its flag's name; JSON can hold it."""
+        return {
+            f.name: getattr(group, f.name)
+            for group in (getattr(self, g.name) for g in dataclasses.fields(self))
+            for f in dataclasses.fields(group)
+        }
+
+    def replace(self, **values: Any) -> Config:
+        """The same with other values, by flag name."""
+        return Config.from_flat(self.flat() | values)
+
+
+def section(group: type, values: dict[str, Any]) -> Any:
+    """One group of settings from flag values, among which may be others'.
+
+    Raises:
+        ConfigError: naming the wrong setting.
+    """
+    own = {f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
+    _check_types(group, own)
+    try:
+        return group(**own)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

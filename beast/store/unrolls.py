@@ -1,0 +1,403 @@
+"""The unroll store: preallocated shared tensors, one per field, `[num_buffers, rows, ...]`; integers say who may touch what.
+
+Who holds a slot, at any moment, is one of: the free list, a worker (who writes it), the full list, a batch being read.
+The parent keeps that account alone. It hands free slots to each worker through that worker's own pipe, and gets full ones
+back through one pipe that all workers write to. A pipe write of a few integers is atomic, so there is no lock anywhere
+that a killed process could keep, and what a dead worker held is known exactly: `detach` takes it back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing import reduction
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from beast.core.data import Array, ArraySpec, Batch, Chosen, EnvOutput, Nested, flatten, map_nested
+from beast.core.errors import StoreClosed
+from beast.processes.shared import SharedArrays
+
+_INT = np.dtype(np.int32)
+_F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+_PIPE_SIZE = 1 << 16  # bytes that a pipe holds if nobody asks for more
+_CHUNK = select.PIPE_BUF // _INT.itemsize  # integers that one write moves atomically
+
+
+@dataclass(frozen=True)
+class UnrollSpec:
+    """What one step looks like: from the environment's spaces, the policy's distribution and the model's state."""
+
+    observation: Nested
+    action: ArraySpec
+    num_params: int
+    core_state: Nested
+    metric_names: tuple[str, ...] = ()
+    extra: Mapping[str, ArraySpec] = field(default_factory=dict)
+    """Columns from the environment, a row each: keys of its `info` that it, or the algorithm, declares."""
+    agent_extra: Mapping[str, ArraySpec] = field(default_factory=dict)
+    """Columns from the model, a step each, that it declares."""
+
+    def slots(self, num_buffers: int, unroll_length: int) -> dict[str, Any]:
+        """Specs of the store's arrays, `[num_buffers, ...]`."""
+
+        def column(rows: int, shape: tuple[int, ...] = (), dtype: Any = np.float32) -> ArraySpec:
+            return ArraySpec((num_buffers, rows, *shape), np.dtype(dtype))
+
+        def observation(spec: ArraySpec) -> ArraySpec:
+            if spec.stack > 1:  # a blank frame, the history before row 0, a frame a row
+                return column(spec.stack + rows, spec.shape[1:], spec.dtype)
+            return column(rows, spec.shape, spec.dtype)
+
+        steps, rows = unroll_length, unroll_length + 1
+        return {
+            "observation": map_nested(observation, self.observation),
+            "reward": column(rows),
+            "terminated": column(rows, dtype=bool),
+            "truncated": column(rows, dtype=bool),
+            "first": column(rows, dtype=bool),
+            "last_action": column(rows, self.action.shape, self.action.dtype),
+            "action": column(steps, self.action.shape, self.action.dtype),
+            "behaviour_logits": column(steps, (self.num_params,)),
+            "policy_version": column(steps, dtype=np.int64),
+            "core_state": map_nested(lambda s: ArraySpec((num_buffers, *s.shape), s.dtype), self.core_state),
+            "episode_return": column(rows),
+            "episode_steps": column(rows),
+            "metrics": column(rows, (len(self.metric_names),)),
+            "actor": ArraySpec((num_buffers,), np.dtype(np.int32)),
+            "extra": {name: column(rows, s.shape, s.dtype) for name, s in self.extra.items()},
+            "agent_extra": {name: column(steps, s.shape, s.dtype) for name, s in self.agent_extra.items()},
+        }
+
+
+class Episode(NamedTuple):
+    """A full game that ended inside a batch."""
+
+    episode_return: float
+    episode_steps: int
+    metrics: dict[str, float]
+    actor: int = -1
+    """The number of the actor that played it."""
+
+
+class UnrollWriter:
+    """Writes rows into slots, in place. `slots` is `[E]` int, one slot for each actor of the caller."""
+
+    def __init__(self, spec: UnrollSpec, arrays: dict[str, Any]) -> None:
+        self._arrays = arrays
+        self._stacks = map_nested(lambda s: s.stack, spec.observation)
+
+    def begin(self, slots: Array, core_state: Nested, actors: tuple[int, ...]) -> None:
+        """Store who writes these slots, and the recurrent state `[E, ...]` that the policy has before row 0."""
+        self._arrays["actor"][slots] = actors
+        for array, state in zip(flatten(self._arrays["core_state"]), flatten(core_state), strict=True):
+            array[slots] = state
+
+    def write_env(self, slots: Array, row: int, env: EnvOutput) -> None:
+        """Store the environments' side of a row."""
+
+        def write(stack: int, array: Array, value: Array) -> None:
+            if stack == 1:
+                array[slots, row] = value
+                return
+            if row == 0:
+                array[slots, 1:stack] = value[:, :-1]
+            array[slots, stack + row] = value[:, -1]
+
+        arrays = self._arrays
+        map_nested(write, self._stacks, arrays["observation"], env.observation)
+        arrays["reward"][slots, row] = env.reward
+        arrays["terminated"][slots, row] = env.terminated
+        arrays["truncated"][slots, row] = env.truncated
+        arrays["first"][slots, row] = env.first
+        arrays["last_action"][slots, row] = env.last_action
+        arrays["episode_return"][slots, row] = env.episode_return
+        arrays["episode_steps"][slots, row] = env.episode_steps
+        arrays["metrics"][slots, row] = env.metrics
+        for name, array in arrays["extra"].items():
+            array[slots, row] = env.extra[name]
+
+    def write_agent(self, slots: Array, row: int, chosen: Chosen, policy_version: int) -> None:
+        """Store the policy's side of a row, and the version of the weights that chose."""
+        arrays = self._arrays
+        arrays["action"][slots, row] = chosen.action
+        arrays["behaviour_logits"][slots, row] = chosen.logits
+        arrays["policy_version"][slots, row] = policy_version
+        for name, array in arrays["agent_extra"].items():
+            array[slots, row] = chosen.extra[name]
+
+
+class WorkerPort:
+    """A worker's end of the store: take free slots, write them, commit them. Pickles into a child process."""
+
+    def __init__(self, spec: UnrollSpec, shared: SharedArrays, free_fd: int, full_fd: int, group: int) -> None:
+        self._spec, self._shared, self._group = spec, shared, group
+        self._free_fd, self._full_fd = free_fd, full_fd
+        self.writer = UnrollWriter(spec, shared.arrays)
+
+    def __getstate__(self) -> dict[str, Any]:
+        fds = reduction.DupFd(self._free_fd), reduction.DupFd(self._full_fd)
+        return {"spec": self._spec, "shared": self._shared, "fds": fds, "group": self._group}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        free_fd, full_fd = (fd.detach() for fd in state["fds"])
+        self.__init__(state["spec"], state["shared"], free_fd, full_fd, state["group"])  # type: ignore[misc]
+
+    def fileno(self) -> int:
+        """Readable when slots are there to `acquire` (for poll)."""
+        return self._free_fd
+
+    def acquire(self, timeout: float) -> Array | None:
+        """`[group]` free slots, or None if none came within `timeout` seconds.
+
+        Raises:
+            StoreClosed: when the parent has closed the store.
+        """
+        if not _readable(self._free_fd, timeout):
+            return None
+        wanted = self._group * _INT.itemsize
+        data = b""
+        while len(data) < wanted:  # written in one go, so the rest of it is there or about to be
+            piece = os.read(self._free_fd, wanted - len(data))
+            if not piece:
+                raise StoreClosed("the unroll store is closed")
+            data += piece
+        return np.frombuffer(data, _INT).astype(np.intp)
+
+    def commit(self, slots: Array) -> None:
+        """Hand over slots whose rows are all written.
+
+        Raises:
+            StoreClosed: when the parent has closed the store.
+        """
+        try:
+            _write(self._full_fd, slots)
+        except BrokenPipeError as error:
+            raise StoreClosed("the unroll store is closed") from error
+
+
+class UnrollStore:
+    """The parent's side: owns the memory, the account of who holds what, and the batches.
+
+    Args:
+        spec: of one step.
+        num_buffers: slots; at least actors + batch_size, or everyone could wait for everyone.
+        unroll_length: T.
+    """
+
+    def __init__(self, spec: UnrollSpec, num_buffers: int, unroll_length: int) -> None:
+        self.spec, self.num_buffers, self.unroll_length = spec, num_buffers, unroll_length
+        self._shared = SharedArrays(spec.slots(num_buffers, unroll_length))
+        self.arrays: dict[str, Any] = self._shared.arrays
+        self._fill_with_absurd_values()
+        self._tensors = map_nested(torch.from_numpy, self.arrays)
+        self._full_read, self._full_write = os.pipe()
+        os.set_blocking(self._full_read, False)
+        self._lock = threading.Lock()  # among the parent's threads only
+        self._closed = False
+        self._free = deque(range(num_buffers))
+        self._full: deque[int] = deque()
+        self._held: dict[int, set[int]] = {}  # worker -> slots it may write
+        self._groups: dict[int, int] = {}
+        self._pipes: dict[int, tuple[int, int]] = {}
+
+    def _fill_with_absurd_values(self) -> None:
+        """So that a row that nobody wrote shows in the first loss that it touches."""
+        for array in flatten(self.arrays):
+            if array.dtype.kind == "f":
+                array.fill(np.nan)
+            elif array.dtype.kind == "i":
+                array.fill(np.iinfo(array.dtype).min)
+            elif array.dtype.kind == "u":
+                array.fill(0xAB)
+
+        def blank(spec: ArraySpec, array: Array) -> None:
+            if spec.stack > 1:
+                array[:, 0] = 0  # what `restack` shows for frames before an episode's first; never written again
+
+        map_nested(blank, self.spec.observation, self.arrays["observation"])
+
+    @property
+    def nbytes(self) -> int:
+        """Shared memory in bytes."""
+        return self._shared.nbytes
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def attach(self, worker: int, group: int) -> WorkerPort:
+        """Open a port for a worker that writes `group` unrolls at a time.
+
+        Raises:
+            MemoryError: if no pipe can hold two groups of slots, which are handed out before anyone reads.
+        """
+        free_read, free_write = os.pipe()
+        _make_room(free_write, 2 * group * _INT.itemsize)
+        with self._lock:
+            self._pipes[worker] = free_read, free_write
+            self._groups[worker] = group
+            self._held[worker] = set()
+            self._hand_out()
+        return WorkerPort(self.spec, self._shared, free_read, self._full_write, group)
+
+    def detach(self, worker: int) -> int:
+        """Take back all that a dead worker held; returns how many unrolls were lost half-written."""
+        with self._lock:
+            self._collect_full()  # what it committed before it died is whole, and counts
+            lost = self._held.pop(worker)
+            self._free.extend(lost)
+            del self._groups[worker]
+            for fd in self._pipes.pop(worker):
+                os.close(fd)
+            self._hand_out()
+        return len(lost)
+
+    def _hand_out(self) -> None:
+        """Give free slots to the workers with the fewest, a whole group at a time, two groups each at most."""
+        while self._groups:
+            worker = min(self._groups, key=lambda w: len(self._held[w]) / self._groups[w])
+            group = self._groups[worker]
+            if len(self._free) < group or len(self._held[worker]) > group:
+                return
+            slots = [self._free.popleft() for _ in range(group)]
+            self._held[worker].update(slots)
+            _write(self._pipes[worker][1], np.array(slots))
+
+    def _collect_full(self) -> None:
+        try:
+            while data := os.read(self._full_read, 1 << 16):
+                for slot in np.frombuffer(data, _INT).tolist():
+                    for held in self._held.values():
+                        if slot in held:
+                            held.remove(slot)
+                            self._full.append(slot)
+                            break
+        except BlockingIOError:
+            pass
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def next_slots(self, batch_size: int, timeout: float) -> list[int] | None:
+        """The `batch_size` oldest full slots, or None if there are not as many within `timeout` seconds, or it is closed."""
+        deadline = time.monotonic() + timeout
+        while True:
+            remaining = deadline - time.monotonic()  # before the look, so that the last look is after the end
+            with self._lock:
+                if self._closed:  # its descriptors may be another file's by now
+                    return None
+                self._collect_full()
+                self._hand_out()
+                if len(self._full) >= batch_size:
+                    return [self._full.popleft() for _ in range(batch_size)]
+            if remaining <= 0:
+                return None
+            _readable(self._full_read, remaining)
+
+    def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
+        """Copy slots into a batch (a stacked observation still as frames, see `restack`); they stay taken until `free`."""
+        index = torch.tensor(slots)
+
+        def rows(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.index_select(0, index).transpose(0, 1).contiguous()  # [rows, B, ...]
+
+        def observation(spec: ArraySpec, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.index_select(0, index) if spec.stack > 1 else rows(tensor)
+
+        tensors = self._tensors
+        by_slot = {
+            name: map_nested(lambda x: x.index_select(0, index), tensors[name]) for name in ("core_state", "actor")
+        }
+        batch = Batch(
+            observation=map_nested(observation, self.spec.observation, tensors["observation"]),
+            **by_slot,
+            **{
+                name: map_nested(rows, tensors[name]) for name in Batch._fields if name not in ("observation", *by_slot)
+            },
+        )
+        return batch, self._episodes(slots)
+
+    def free(self, slots: list[int]) -> None:
+        """Give slots back that were read; from now on workers may write them again."""
+        with self._lock:
+            self._free.extend(slots)
+            self._hand_out()
+
+    def _episodes(self, slots: list[int]) -> list[Episode]:
+        returns = self.arrays["episode_return"][slots, 1:]  # row 0 is the row T of the unroll before
+        names = self.spec.metric_names
+        return [
+            Episode(
+                float(returns[b, t]),
+                int(self.arrays["episode_steps"][slots[b], t + 1]),
+                dict(zip(names, self.arrays["metrics"][slots[b], t + 1].tolist(), strict=True)),
+                int(self.arrays["actor"][slots[b]]),
+            )
+            for b, t in np.argwhere(~np.isnan(returns))
+        ]
+
+    def unlearned(self) -> list[torch.Tensor]:
+        """Whole unrolls that no batch has taken yet, oldest first: a copy of each field, `[n, ...]`."""
+        with self._lock:
+            self._collect_full()
+            slots = list(self._full)
+        return [tensor[slots] for tensor in flatten(self._tensors)]
+
+    def put_back(self, fields: list[torch.Tensor]) -> None:
+        """What `unlearned` gave, before any worker is attached."""
+        slots = [self._free.popleft() for _ in range(len(fields[0]))]
+        for tensor, values in zip(flatten(self._tensors), fields, strict=True):
+            if tensor is self._tensors["metrics"]:  # of an older version, which knew fewer
+                tensor[slots] = torch.nan
+                tensor[slots, :, : values.shape[2]] = values
+            else:
+                tensor[slots] = values
+        self._full.extend(slots)
+
+    def fill(self) -> dict[str, int]:
+        """How many slots are free, with workers, full."""
+        with self._lock:
+            self._collect_full()
+            held = sum(len(slots) for slots in self._held.values())
+            return {"free": len(self._free), "held": held, "full": len(self._full)}
+
+    def close(self) -> None:
+        """Close the pipes: workers that wait for slots see the end, and so does `next_slots` when its time is up."""
+        with self._lock:
+            self._closed = True
+            for fds in self._pipes.values():
+                for fd in fds:
+                    os.close(fd)
+            self._pipes.clear()
+            self._groups.clear()
+            os.close(self._full_read)
+            os.close(self._full_write)
+
+
+def _make_room(pipe: int, size: int) -> None:
+    """Let a pipe hold `size` bytes, so that whoever writes as much never waits."""
+    if size <= _PIPE_SIZE:
+        return
+    try:
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, size)
+    except OSError as error:
+        raise MemoryError(
+            f"a pipe of {size:,} bytes cannot be had ({error}): raise --num_actor_processes, so that each hosts fewer actors"
+        ) from error
+
+
+def _readable(fd: int, timeout: float) -> bool:
+    poll = select.poll()  # unlike select, not limited to descriptors below 1024
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(timeout, 0.0) * 1000))
+
+
+def _write(fd: int, numbers: Array) -> None:
+    for start in range(0, len(numbers), _CHUNK):
+        os.write(fd, numbers[start : start + _CHUNK].astype(_INT).tobytes())

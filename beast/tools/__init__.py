@@ -1,0 +1,1 @@
+"""Commands beside training: evaluation, videos, profiles, the search for fast settings."""
