@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import io
+import multiprocessing
 import multiprocessing.context
 import os
 import pickle
@@ -328,7 +329,9 @@ class _Handing:
     def pickle(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> bytes:
         out = io.BytesIO()
         folder = next(iter(paths.current_folder()), "/")
-        pickle.dump({"path": paths.as_it_is(), "argv": sys.argv, "folder": folder}, out)
+        # With one key, what multiprocessing's pipes carry by descriptor (tensors) is handed over between all processes of a run.
+        key = bytes(multiprocessing.current_process().authkey)
+        pickle.dump({"path": paths.as_it_is(), "argv": sys.argv, "folder": folder, "key": key}, out)
         multiprocessing.context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
             reduction.ForkingPickler(out, pickle.HIGHEST_PROTOCOL).dump((target, arguments))

@@ -216,12 +216,15 @@ def children() -> list[int]:
 
 
 def _live(fds: list[int]) -> None:
+    from multiprocessing import current_process
+
     payload, *_inherited[:] = fds
     with open(payload, "rb") as file:
         file.seek(0)
         settings = pickle.load(file)
         sys.path[:] = settings["path"]
         sys.argv = settings["argv"]
+        current_process().authkey = settings["key"]
         with suppress(OSError):
             os.chdir(settings["folder"])
         target: Callable[..., None]
