@@ -329,7 +329,7 @@ class _Handing:
     def pickle(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> bytes:
         out = io.BytesIO()
         folder = next(iter(paths.current_folder()), "/")
-        # With one key, what multiprocessing's pipes carry by descriptor (tensors) is handed over between all processes of a run.
+        # With one key, tensors travel through multiprocessing's pipes between all processes of a run.
         key = bytes(multiprocessing.current_process().authkey)
         pickle.dump({"path": paths.as_it_is(), "argv": sys.argv, "folder": folder, "key": key}, out)
         multiprocessing.context.set_spawning_popen(self)  # type: ignore[arg-type]

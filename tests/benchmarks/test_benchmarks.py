@@ -140,7 +140,7 @@ def test_a_point_that_fails_does_not_hold_the_others_and_is_tried_again(counted,
 def test_results_of_another_machine_are_left_alone(counted, tmp_path, monkeypatch, capsys):
     counts, _ = counted
     assert run(tmp_path) == 0
-    here = suite.system.machine()
+    here = suite.system.describe_machine()
     monkeypatch.setattr(suite.system, "describe_machine", lambda: here | {"cpu": "another one"})
     assert run(tmp_path) == 2
     assert "another --out" in capsys.readouterr().err
