@@ -245,7 +245,7 @@ def _run(
     return Ended(folder, status - 128 if status else None)
 
 
-def run_evaluation(
+def run_evaluation(  # noqa: PLR0913
     run: str, savedir: str, episodes: int, deterministic: bool, seed: int | None, video: Path | None, trusted: bool,
     given: dict[str, Any], tell: Callable[[str], Any],
 ) -> dict[str, Any]:  # fmt: skip

@@ -139,10 +139,12 @@ def _rate(step: Step, choices: Array, seconds: float) -> float:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by name."""
     return {"Pong, 24 games": partial(measure, seconds)}
 
 
 def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
+    """A bar for each engine."""
     (found,) = figures.values()
     figure, (panel,) = panels(1, "Stepping 24 games of Pong, one core")
     sps = found["sps_per_core"]

@@ -53,6 +53,7 @@ def make(flags: dict[str, Any]) -> tuple[Gradients, Learner, Staged]:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by name."""
     batch_sizes = (8, 32, 128) if torch.cuda.is_available() else (8, 32)
     return {
         f"{model} {precision} batch {batch_size} {layout}": partial(

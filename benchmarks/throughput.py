@@ -35,6 +35,7 @@ def settings() -> list[dict[str, Any]]:
 
 
 def name_of(flags: dict[str, Any]) -> str:
+    """What a run with these flags is called in figures."""
     lstm = " lstm" if flags["use_lstm"] else ""
     return f"{flags['model']}{lstm} {flags['trainer']} {flags['num_actors']} actors {flags['device']}"
 
@@ -48,6 +49,7 @@ def measure(flags: dict[str, Any], seconds: float, *own: str) -> dict[str, Any]:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by name."""
     return {
         name_of(flags): partial(measure, flags, seconds, "--warm_up", f"{SETTLED.get(flags['model'], 5.0):g}")
         for flags in settings()

@@ -1,10 +1,10 @@
-"""State of an episode: `python run.py --env FrozenLake-v1 --wrapper examples.visit_counts:wrap
---model examples.visit_counts`.
+"""State that lives for an episode.
 
-How often each state was visited is counted by the environment, stored with the unroll, and seen by the model. The
-environment's side is a wrapper: it keeps the state, begins it anew at each reset, and declares what `info` holds as
-`info_columns`. Each row of an unroll then has it (`Batch.extra`), and the model reads it where it acts and where it learns.
-A model's own state of an episode is its recurrent state: any nesting of tensors, zeroed where `first` is set.
+`python run.py --env FrozenLake-v1 --wrapper examples.visit_counts:wrap --model examples.visit_counts`: how often each
+state was visited is counted by the environment, stored with the unroll, and seen by the model. The environment's side is a
+wrapper: it keeps the state, begins it anew at each reset, and declares what `info` holds as `info_columns`. Each row of an
+unroll then has it (`Batch.extra`), and the model reads it where it acts and where it learns. A model's own state of an
+episode is its recurrent state: any nesting of tensors, zeroed where `first` is set.
 """
 
 from __future__ import annotations

@@ -131,8 +131,10 @@ def _merge_time(observation: Nested) -> Nested:
 
 
 class ImageInput(nn.Module):
-    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype; bytes are centred and scaled by 1/255, other
-    numbers scaled by their bounds. A stack of coloured pictures, `[N, S, H, W, C]`, has S * C channels.
+    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype.
+
+    Bytes are centred and scaled by 1/255, other numbers scaled by their bounds. A stack of coloured pictures,
+    `[N, S, H, W, C]`, has S * C channels.
 
     Each channel's own mean is taken off: on a bright background, which never changes, most units would always or never fire,
     and the few pixels that move would hardly be seen (Pong learns twice as fast with it: docs/log.md).

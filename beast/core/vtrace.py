@@ -20,7 +20,7 @@ class VTraceReturns(NamedTuple):
     """`[T, B, ...]`: rho_s (r_s + gamma v_{s+1} - V(x_s)), the weights of grad log pi(a_s | x_s)."""
 
 
-def from_logits(
+def from_logits(  # noqa: PLR0913
     behaviour_policy_logits: torch.Tensor,
     target_policy_logits: torch.Tensor,
     actions: torch.Tensor,
@@ -63,7 +63,7 @@ def from_logits(
 
 
 @torch.no_grad()
-def from_importance_weights(
+def from_importance_weights(  # noqa: PLR0913
     log_rhos: torch.Tensor,
     discounts: torch.Tensor,
     rewards: torch.Tensor,

@@ -43,7 +43,7 @@ def find_spec(env_id: str) -> Any:
     return spec if spec is not None and "ale_py" in str(spec.entry_point) else None
 
 
-def make_group(
+def make_group(  # noqa: PLR0913
     env_id: str, seeds: list[int], columns: Mapping[str, ArraySpec] | None = None, *, evaluation: bool = False,
     standard: Standard | None = None, life_loss: bool = True, fire_on_life_loss: bool = False,
     full_action_set: bool = False, noop_max: int = 30, **overrides: Any,
@@ -124,8 +124,9 @@ def make_single(
     env_id: str, *, standard: Standard | None = None, fire_on_life_loss: bool = False, full_action_set: bool = False,
     noop_max: int = 30, render_mode: str | None = None, **overrides: Any,
 ) -> gymnasium.Env[Any, np.ndarray]:  # fmt: skip
-    """One game through Gymnasium's own wrappers, the same preprocessing: for videos, for the user's own wrappers (which are put
-    around it), and to test the fast path.
+    """One game through Gymnasium's own wrappers, with the same preprocessing.
+
+    For videos, for the user's own wrappers (which are put around it), and to test the fast path.
 
     Raises:
         EnvError: for an override that Gymnasium's wrappers do not know.

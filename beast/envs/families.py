@@ -195,6 +195,7 @@ def _did_you_mean(name: str) -> str:
 
 
 def one_line(error: Exception) -> str:
+    """What an error says, without its line ends and not too long; its type if it says nothing."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

@@ -25,7 +25,7 @@ class Synthetic(gymnasium.Env[np.ndarray, np.int64]):
             raise, exit, hang, nan (a NaN reward), shape, dtype.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - --env_kwargs
         self, step_ms: float = 0.0, reset_ms: float = 0.0, episode_steps: int = 100, vary: float = 1.0,
         shape: tuple[int, ...] = (4, 84, 84), actions: int = 6, sleep: bool = False, truncate: bool = False,
         fail_after: int = 0, fail: str = "raise",

@@ -84,10 +84,9 @@ class Reports:
                         self._env.setdefault(name, deque(maxlen=WINDOW)).append(value)
 
     def add_update(self, metrics: dict[str, torch.Tensor], policy_lags: torch.Tensor) -> None:
-        """One update's scalars, left on their device, and the lags of its steps (int64, on the CPU, in updates; there
-        may be none).
+        """One update's scalars, left on their device, and the lags of its steps.
 
-        Safe from several threads; never waits for a device.
+        Safe from several threads; never waits for a device. Lags are int64, on the CPU, in updates; there may be none.
         """
         with self._lock:
             for name, value in metrics.items():

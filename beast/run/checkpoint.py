@@ -32,6 +32,7 @@ _TEMPORARY = r"\.(step_\d+\.pt|update_\d+\.pt|latest\.pt|config\.json|logs\.csv)
 
 
 def folder_of(run: Path) -> Path:
+    """Where a run's checkpoints are."""
     return run / "checkpoints"
 
 

@@ -60,8 +60,9 @@ def watched() -> Iterator[dict[str, Any]]:
 
 
 def summary(table: str) -> dict[str, Any]:
-    """Of lines of numbers in the order of WATCHED: for each the median of the second half (a run starts up in the first one),
-    and the largest value.
+    """For each of WATCHED, whose numbers the lines hold in its order, the median of the second half and the largest value.
+
+    A run starts up in the first half.
     """
     rows = []
     for line in table.splitlines():
