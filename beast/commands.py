@@ -76,7 +76,8 @@ def train(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     """Play episodes with a checkpoint."""
     parser = Parser(
-        prog=f"{names.typed} evaluate", description="Play full games with a checkpoint; it holds every setting."
+        prog=f"{names.typed} evaluate",
+        description="Play full games with a trained policy, on the CPU. The checkpoint knows its environment and network.",
     )
     add = parser.add_argument
     add(
@@ -85,9 +86,14 @@ def evaluate(arguments: list[str]) -> int:
         metavar="RUN",
         help="a run folder, a run's name in savedir, latest, or a checkpoint file",
     )
-    add("--episodes", type=int, default=100, metavar="N", help="full games to play [100]")
-    add("--deterministic", action="store_true", help="take the likeliest action instead of drawing one")
-    add("--seed", type=int, metavar="N", help="of environments and actions [the run's, moved]")
+    add("--episodes", type=int, default=100, metavar="N", help="How many full games to play [100].")
+    add("--deterministic", action="store_true", help="Take the likeliest action instead of drawing one.")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="The random seed [different from the one used in training].",
+    )
     add("--video", metavar="DIR", help="also record one episode as DIR/episode.mp4")
     add("--json", metavar="FILE", help="write all figures to FILE")
     add("--savedir", default="runs", metavar="DIR", help="where runs are [runs]")
@@ -127,15 +133,25 @@ def profile(arguments: list[str]) -> int:
         "--seconds",
         type=float,
         metavar="X",
-        help="to measure, and 8 updates at least, after the warm-up [30]; with --autotune: for the whole search [120]",
+        help="How long to measure after the warm-up, and for at least 8 updates [30]; with --autotune: the whole search [120].",
     )
-    add("--warm_up", type=float, default=5.0, metavar="X", help="seconds from the first update until then [5]")
-    add("--no_bound", action="store_true", help="leave out the parts alone, and the bound")
+    add(
+        "--warm_up",
+        type=float,
+        default=5.0,
+        metavar="X",
+        help="Seconds to wait after the first update before measuring [5].",
+    )
+    add(
+        "--no_bound",
+        action="store_true",
+        help="Skip timing each part on its own (faster, but no upper bound is shown).",
+    )
     add("--trace", metavar="FILE", help="write what every process did when, for chrome://tracing or Perfetto, to FILE")
     add(
         "--autotune",
         action="store_true",
-        help="try processes, actors, trainer, batch size, learner threads and precision where no flag says otherwise",
+        help="Search for the fastest settings; flags that you give stay fixed.",
     )
     add("--json", metavar="FILE", help="write all figures to FILE")
     values = parser.parse(arguments)
@@ -226,7 +242,7 @@ def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
 def _add_trust(parser: Parser) -> None:
     """Not a setting: what a checkpoint says of it does not count."""
     parser.add_argument(
-        "--trust", action="store_true", help="run the code that a checkpoint names, though somebody else made it"
+        "--trust", action="store_true", help="Run the code that a checkpoint names, though somebody else made it."
     )
 
 

@@ -126,15 +126,8 @@ class Inference:
 
     def serve(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
         """Answer until told to stop."""
-        batcher = self._batcher
-        while not stopping():
-            beat()
-            if batch := batcher.next_batch(time.monotonic(), lambda group: id(self._acting[group])):
-                self._answer(batch)
-                self._receive(0.0)
-                continue
-            patience = batcher.patience(time.monotonic())
-            self._receive(0.2 if patience is None else patience)
+        together = lambda group: id(self._acting[group])  # noqa: E731 - those that act with one policy
+        attend(self._batcher, together, self._answer, self._receive, stopping, beat)
 
     def _receive(self, timeout: float) -> None:
         for request in self._a.requests.receive(timeout):
@@ -208,6 +201,27 @@ class Inference:
                 before = [leaf[p].cpu().numpy() for leaf in flatten(self._core_state)]
                 self._a.mailbox.leave_state(p, before)
             start += p.stop - p.start
+
+
+def attend(
+    batcher: Batcher, together: Callable[[int], int], answer: Callable[[list[Waiting]], None],
+    receive: Callable[[float], None], stopping: Callable[[], bool], beat: Callable[[], None],
+) -> None:  # fmt: skip
+    """Serve whoever waits, batch after batch, with a sign of life before each.
+
+    Args:
+        together: groups of the same number may share a batch.
+        answer: serves a batch.
+        receive: takes in requests, waiting so many seconds for the first.
+    """
+    while not stopping():
+        beat()
+        if batch := batcher.next_batch(time.monotonic(), together):
+            answer(batch)
+            receive(0.0)
+            continue
+        patience = batcher.patience(time.monotonic())
+        receive(0.2 if patience is None else patience)
 
 
 def run(context: WorkerStatus, _ports: list[Any], arguments: InferenceArguments) -> None:

@@ -16,6 +16,10 @@ def to_type() -> str:
     return "python run.py" if typed == "run.py" else typed
 
 
+TRAINERS = ("monobeast", "polybeast")
+"""Those that come with this program."""
+
+
 class NoSuchModule(ImportError):
     """The named module itself, or a package on the way to it, does not exist; `name` says which."""
 

@@ -67,48 +67,51 @@ def assemble(
     if state:
         learner.load_state_dict(state["learner"])
 
-    reports = Reports(
-        folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
-        start_step=learner.steps, live=live, title=f"{config.environment.env}  {config.learner.model}",
-    )  # fmt: skip
-    skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
+    reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
     weights = Weights.like(learner.acting)
     store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
     own_source = StoreSource(store, config.learner.batch_size, clock)
     source = crew.source(own_source) if crew.source else own_source
-    heard = Callbacks([*([callback_module(config.run.callback)] if config.run.callback else []), *callbacks])
     reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
     learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()
 
     board = StatusBoard(len(crew.workers) + 1)  # the last place is the evaluator's
-    workers = Workers(
-        board, config.run.max_restarts, config.run.actor_timeout, reports.tell, max_memory=config.run.max_actor_memory
-    )
+    run = config.run
+    workers = Workers(board, run.max_restarts, run.actor_timeout, reports.tell, max_memory=run.max_actor_memory)
     workers.context = partial(trace.context if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, weights, learner.steps) if config.run.eval_every and ranks.first else None
+    evaluator = Evaluator(task, config, weights, learner.steps) if run.eval_every and ranks.first else None
     wishes = Wishes()
     watch = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
-        action_log = _past(config, state, life, reports.tell, source)
+        action_log = _action_log(config, state, life, reports.tell, source)
         serial = Serial(store, config.actors.num_actors, crew.serial, watch, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
     if state:
         checkpoints.take_up(state)
 
-    def start_workers() -> None:
-        _start(crew, workers, store, life)
-        if evaluator:
-            evaluator.start(workers, index=len(crew.workers))
-
+    start_workers = partial(_start, crew, workers, store, life, evaluator)
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
         checkpoints=checkpoints, wishes=wishes, watch=watch, callbacks=heard, serial=serial, evaluator=evaluator,
     )  # fmt: skip
+
+
+def _listeners(
+    config: Config, task: Task, folder: Path | None, start_step: int, live: bool | None, callbacks: Sequence[Any]
+) -> tuple[Reports, SkippedUpdates, Callbacks]:
+    """Who hears of a run: its reports, the account of skipped updates, the user's callbacks."""
+    reports = Reports(
+        folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
+        start_step=start_step, live=live, title=f"{config.environment.env}  {config.learner.model}",
+    )  # fmt: skip
+    skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
+    named = [callback_module(config.run.callback)] if config.run.callback else []
+    return reports, skipped, Callbacks([*named, *callbacks])
 
 
 def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
@@ -121,7 +124,7 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
     return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
 
 
-def _past(
+def _action_log(
     config: Config, state: dict[str, Any] | None, life: int, tell: Callable[[str], None], source: Source
 ) -> ActionLog:
     """What serial actors have done so far; work that nobody took of it goes back to the source."""
@@ -134,12 +137,14 @@ def _past(
     return ActionLog.from_state(state["past"])
 
 
-def _start(crew: Crew, workers: Workers, store: UnrollStore, life: int) -> None:
-    """Start a crew's processes, each with ports of its own."""
+def _start(crew: Crew, workers: Workers, store: UnrollStore, life: int, evaluator: Evaluator | None) -> None:
+    """Start a crew's processes, each with ports of its own, and the evaluator."""
     port = 0
     for index, plan in enumerate(crew.workers):
         workers.add(_worker(plan, index, port, store, life))
         port += len(plan.groups)
+    if evaluator:
+        evaluator.start(workers, index=len(crew.workers))
 
 
 def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:

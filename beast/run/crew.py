@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beast.core.errors import ConfigError
-from beast.core.names import NoSuchModule, import_named
+from beast.core.names import TRAINERS, NoSuchModule, import_named
 from beast.processes.status import LocalStatus
 from beast.run.action_log import SerialActors
 from beast.store.sources import Source
@@ -60,7 +60,7 @@ def beast_module(trainer: str) -> Any:
         module = import_named(trainer if "." in trainer else f"beast.{trainer}.train")
     except NoSuchModule as error:
         raise ConfigError(
-            f"no --trainer {trainer!r}: use monobeast, polybeast, or a module of your own (my_package.my_beast) that can be "
+            f"no --trainer {trainer!r}: use {' or '.join(TRAINERS)}, or a module of your own (my_package.my_beast) that can be "
             "imported from here"
         ) from error
     for needed in ("crew", "acting_device"):

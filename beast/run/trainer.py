@@ -102,7 +102,7 @@ class Trainer:
             self._learn_all()  # what was not learned from when the run was stopped
             return
         threads = compute_threads(self.config, self.task)
-        for i in range(self.learner_threads):
+        for i in range(learner_threads(self.config, self.task)):
             self.threads.start(f"learner-{i}", lambda: self.learning.serve(threads, self._over))
 
     def _loop(self) -> None:
@@ -171,11 +171,6 @@ class Trainer:
         self.board.stop()
         self.threads.ended.set()
 
-    @property
-    def learner_threads(self) -> int:
-        """On a CPU a batch is made in no time, and working memory of its own for each thread only fills the caches."""
-        return self.config.learner.num_learner_threads or (1 if self.task.device.type == "cpu" else 2)
-
     # -- reports and checkpoints --------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, float]:
@@ -238,6 +233,14 @@ class Trainer:
             if path and step < total:
                 self.reports.tell(f"go on with: {to_type()} --resume {self.folder}")
         self.reports.close()
+
+
+def learner_threads(config: Config, task: Task) -> int:
+    """How many threads learn.
+
+    On a CPU a batch is made in no time, and working memory of its own for each thread only fills the caches.
+    """
+    return config.learner.num_learner_threads or (1 if task.device.type == "cpu" else 2)
 
 
 def compute_threads(config: Config, task: Task) -> int:

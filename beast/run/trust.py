@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from beast.core.names import TRAINERS
+
 _KEY_SIZE = 32  # bytes
 
 
@@ -42,7 +44,7 @@ NAMES_CODE: dict[str, Callable[[Any], bool]] = {
     "env_kwargs": lambda value: not isinstance(value, dict) or not all(map(_holds_numbers_only, value.values())),
     "model": lambda value: not _is_built_in_module(value),
     "algorithm": lambda value: not _is_built_in_module(value),
-    "trainer": lambda value: value not in ("monobeast", "polybeast"),
+    "trainer": lambda value: value not in TRAINERS,
     "wrapper": bool,
     "callback": bool,
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from beast.core.errors import ConfigError
-from beast.core.names import to_type
+from beast.core.names import TRAINERS, to_type
 from beast.processes import paths
 from beast.processes.forkserver import PR_SET_PDEATHSIG, prctl
 from beast.processes.machine import describe_machine, usable_cores
@@ -98,7 +98,8 @@ def _hosts(factor: int) -> Step:
 
 
 def _other_trainer(settings: dict[str, Any]) -> str:
-    return "polybeast" if settings["trainer"] == "monobeast" else "monobeast"
+    """The next of those that come with this program."""
+    return TRAINERS[(TRAINERS.index(settings["trainer"]) + 1) % len(TRAINERS)]
 
 
 def _other_precision(settings: dict[str, Any]) -> str | None:

@@ -30,7 +30,7 @@ from beast.report.timeline import Trace
 from beast.run.assemble import assemble
 from beast.run.folder import git_commit
 from beast.run.learning import STAGES
-from beast.run.trainer import Trainer
+from beast.run.trainer import Trainer, learner_threads
 from beast.settings.config import Config
 from beast.store.unrolls import UnrollSpec
 from beast.store.weights import Weights
@@ -93,7 +93,7 @@ def measure(config: Config, task: Task, what: Measurement) -> dict[str, Any]:
         "git_commit": git_commit(),
         "device": str(task.device),
         "dtype": str(task.dtype).removeprefix("torch."),
-        "learner_threads": trainer.learner_threads,
+        "learner_threads": learner_threads(config, task),
         "whole": whole,
     }
     if trace and what.trace:

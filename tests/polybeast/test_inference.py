@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from beast.polybeast.batcher import Batcher
-from beast.polybeast.inference import Inference
+from beast.polybeast.batcher import Batcher, Waiting
+from beast.polybeast.inference import attend
 from beast.polybeast.mailbox import Request
 from beast.polybeast.train import _groups
 
@@ -23,15 +23,15 @@ def test_whoever_always_has_work_still_gives_signs_of_life_and_sees_the_stop() -
         nonlocal beats
         beats += 1
 
-    def receive(timeout: float) -> None:
-        inference._batcher.add(Request(len(served) % 2, len(served)), now=0.0)
+    batcher = Batcher({0: 1, 1: 1}, 1, 1, 1.0)
 
-    inference: Any = object.__new__(Inference)
-    inference._batcher = Batcher({0: 1, 1: 1}, 1, 1, 1.0)
-    inference._acting = {0: None, 1: None}
-    inference._receive = receive
-    inference._answer = lambda batch: served.extend(waiting.request for waiting in batch)
-    inference.serve(lambda: len(served) >= 1_000, beat)
+    def receive(timeout: float) -> None:
+        batcher.add(Request(len(served) % 2, len(served)), now=0.0)
+
+    def answer(batch: list[Waiting]) -> None:
+        served.extend(waiting.request for waiting in batch)
+
+    attend(batcher, lambda group: 0, answer, receive, lambda: len(served) >= 1_000, beat)
     assert len(served) == 1_000
     assert beats >= 1_000
 

@@ -1,0 +1,57 @@
+"""Full games with an agent: as many as were asked for, none of them because it was short."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from beast.acting.play import play
+from beast.envs.base import group_of
+
+
+class Long(gymnasium.Env):
+    """A game of so many steps, which is worth them."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, length):
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), 1.0, self.steps == self.length, False, {}
+
+
+def played(episodes, lengths):
+    """Returns and lengths of so many games, where each environment has games of its own length."""
+
+    def make_group(seeds, *_, **__):
+        return group_of([lambda n=n: Long(n) for n in lengths[: len(seeds)]], seeds)
+
+    agent = SimpleNamespace(choose=lambda observation, *_: SimpleNamespace(action=np.zeros(len(observation), np.int64)))
+    return play(SimpleNamespace(env=SimpleNamespace(make_group=make_group)), agent, episodes, seed=0)
+
+
+def test_short_games_are_not_favoured():
+    lengths = [2, 50, 3, 40]
+    returns, steps = played(4, lengths)
+    assert sorted(steps) == sorted(lengths)  # the first four to finish would all be of the two short ones
+    assert sorted(returns) == sorted(lengths)
+
+
+def test_each_environment_plays_its_share_when_there_are_more_games_than_environments():
+    lengths = [2, 30] * 8
+    returns, steps = played(24, lengths)
+    assert len(returns) == len(steps) == 24
+    counts = {length: steps.count(length) for length in (2, 30)}
+    assert sorted(counts) == [2, 30]
+    assert counts[2] == counts[30] == 12
