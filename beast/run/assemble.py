@@ -66,14 +66,12 @@ def assemble(
     gradients, learner = make_learner(config, task)
     if state:
         learner.load_state_dict(state["learner"])
-
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
     weights = Weights.like(learner.acting)
     store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
-    own_source = StoreSource(store, config.learner.batch_size, clock)
-    source = crew.source(own_source) if crew.source else own_source
+    source = crew.source(StoreSource(store, config.learner.batch_size, clock))
     reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
     learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()

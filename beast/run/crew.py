@@ -40,8 +40,8 @@ class Crew:
     """From where they write, the number of their life and what they report to, to all actors."""
     threads: dict[str, Callable[[LocalStatus], None]] = field(default_factory=dict)
     """By name; each ends soon when its argument is `stopping`."""
-    source: Callable[[Source], Source] | None = None
-    """From the store's source to the one that the learner asks; None: the store's itself."""
+    source: Callable[[Source], Source] = lambda own: own
+    """From the store's source to the one that the learner asks."""
     counts: Callable[[], dict[str, Any]] = dict
     """Counts that the beast keeps of its own, for profile."""
     summarise: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, after: {}
