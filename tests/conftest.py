@@ -15,7 +15,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +76,12 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return []
 
 
+def born() -> None:
+    """In a program's process, before it runs: a suite that is killed leaves none, and one under nohup hands nothing on."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Program:
     """One process of run.py with all its descendants, found by a mark in their environment, even when it is dead."""
 
@@ -98,9 +103,7 @@ class Program:
                     "env": marked,
                     "cwd": folder,
                     "start_new_session": True,
-                    "preexec_fn": partial(
-                        prctl, PR_SET_PDEATHSIG, signal.SIGKILL
-                    ),  # a suite that is killed leaves no run
+                    "preexec_fn": born,
                     **settings,
                 },
             )
