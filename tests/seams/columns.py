@@ -9,8 +9,7 @@ from beast.core.algorithms import impala
 from beast.core.data import ArraySpec
 from beast.models import mlp
 
-SEEN = []
-"""Batches that the loss was given, as (mask, action, doubt, lives)."""
+SEEN = []  # batches that the loss was given
 
 
 class Masked(gymnasium.Env):
@@ -51,13 +50,11 @@ class Algorithm(algorithms.Algorithm):
     info_columns = {"lives": ArraySpec((), np.dtype(np.int64))}  # noqa: RUF012
 
     def losses(self, forward, batch):
-        outputs = forward(batch)
-        extra = batch.extra
+        outputs, extra = forward(batch), batch.extra
         SEEN.append(
             (extra["allowed"], batch.action, batch.agent_extra["doubt"], extra["lives"], batch.actor, batch.first)
         )
         yield impala.loss(outputs, batch, self.distribution, self.config)
 
 
-def make_env():
-    return Masked()
+make_env = Masked

@@ -1,18 +1,15 @@
 """A3C as a beast of one's own: two workers compute gradients from their own unrolls, the learner applies each as it comes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import multiprocessing.connection
 
 import numpy as np
 import torch
 
-from beast.acting.actors import ActorArguments
-from beast.core.algorithms import algorithm_module, algorithm_of
-from beast.core.flat import FlatModel
-from beast.core.gradients import Gradient, Gradients
+from beast.acting.actors import ActorArguments, spread
 from beast.monobeast.actor import Actors
+from beast.monobeast.train import acting_device as acting_device
+from beast.run.assemble import make_learner
 from beast.run.crew import Crew, WorkerPlan
 from beast.store.sources import Work
 from beast.store.unrolls import UnrollStore
@@ -27,11 +24,8 @@ class FromWorkers:
         self._pipes = pipes
 
     def next(self, timeout):
-        for pipe in multiprocessing.connection.wait(self._pipes, timeout):
-            vector, sums, metrics, versions, episodes = pipe.recv()
-            gradient = Gradient(torch.from_numpy(vector), torch.from_numpy(sums), metrics)
-            return Work(versions.numel(), versions, episodes, gradient=gradient)
-        return None
+        ready = multiprocessing.connection.wait(self._pipes, timeout)
+        return ready[0].recv() if ready else None
 
     def done(self, work):
         pass
@@ -40,23 +34,16 @@ class FromWorkers:
 def work(context, ports, arguments, task, config, spec, weights, pipe):
     torch.set_num_threads(1)
     store = UnrollStore(spec, len(arguments.actors), arguments.unroll_length)  # this worker's own
-    actors = Actors(arguments, task.dtype, weights, port_writer(store), context)
-    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
-    gradients = Gradients(FlatModel(task.model.build(), dtype=task.dtype), algorithm, task.observation, task.device)
+    writer = store.attach(0, store.num_buffers).writer
+    actors = Actors(arguments, task.dtype, weights, writer, context)
+    gradients, _ = make_learner(config, task)
     slots = np.arange(len(arguments.actors))
     while not context.stopping and actors.unroll(slots):
         weights.read(gradients.acting.parameters, gradients.acting.statistics)
         batch, episodes = store.read(slots.tolist())
-        for g in gradients.of(gradients.to_device(batch)):
-            pipe.send((g.vector.numpy(), g.sums.numpy(), g.metrics, batch.policy_version, episodes))
-
-
-def port_writer(store):
-    return store.attach(0, store.num_buffers).writer
-
-
-def acting_device(device):
-    return torch.device("cpu")
+        for gradient in gradients.of(gradients.to_device(batch)):
+            kept = gradient._replace(vector=gradient.vector.clone())  # its vector is used again for the next
+            pipe.send(Work(batch.policy_version.numel(), batch.policy_version, episodes, gradient=kept))
 
 
 def crew(task, config, spec, weights):
@@ -69,6 +56,5 @@ def crew(task, config, spec, weights):
 
         return WorkerPlan(f"a3c worker {index}", work, of_life)
 
-    half = config.actors.num_actors // 2
-    plans = [plan(0, tuple(range(half))), plan(1, tuple(range(half, config.actors.num_actors)))]
+    plans = [plan(index, actors) for index, actors in enumerate(spread(config.actors.num_actors, 2))]
     return Crew(plans, source=lambda _: FromWorkers(ours))
