@@ -126,8 +126,9 @@ class Inference:
 
     def serve(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
         """Answer until told to stop."""
-        together = lambda group: id(self._acting[group])  # noqa: E731 - those that act with one policy
-        attend(self._batcher, together, self._answer, self._receive, stopping, beat)
+        attend(
+            self._batcher, lambda group: id(self._acting[group]), self._answer, self._receive, stopping, beat
+        )  # fmt: skip
 
     def _receive(self, timeout: float) -> None:
         for request in self._a.requests.receive(timeout):
