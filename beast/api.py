@@ -166,29 +166,29 @@ def _plain(flags: dict[str, Any]) -> dict[str, Any]:
 # -- from anywhere ----------------------------------------------------------------------------------------------------
 
 
-def run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], tell: Callable[[str], Any]) -> Ended:
+def run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], log: Callable[[str], Any]) -> Ended:
     """Train, or go on with a run.
 
     Args:
         values: flags that were given, by name.
         trusted: see `checkpoint.settings_of`.
         callbacks: see `assemble`.
-        tell: takes lines for the user that are in no run's log.
+        log: takes lines for the user that are in no run's log.
     """
     if not _live.acquire(blocking=False):
         raise ConfigError("a run is live in this process already: wait for its end, or start another process")
     try:
-        return _run_training(values, trusted, callbacks, tell)
+        return _run_training(values, trusted, callbacks, log)
     finally:
         _live.release()
 
 
-def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], tell: Callable[[str], Any]) -> Ended:
+def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], log: Callable[[str], Any]) -> Ended:
     if values.get("num_actor_processes") != 0:
         start_fork_server()  # it imports torch on another core while this process does
     from beast.run.resolve import resolve_config
 
-    folder = run_folder.to_resume(values)
+    folder = run_folder.run_to_resume(values)
     if folder is None:
         config, task = resolve_config(values)  # before anything is made
         check_machine(config, task)
@@ -205,8 +205,8 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
             for line in notes:
-                tell(line)
-            tell(f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.")
+                log(line)
+            log(f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.")
             return Ended(folder, None)
         check_machine(config, task)
         run_folder.record_resume(folder, config, steps)
@@ -234,9 +234,9 @@ def _run(
         ) from error
     run_folder.point_latest_to(folder)
     for note in notes:
-        trainer.reports.tell(note)
+        trainer.reports.log(note)
     actors = config.actors
-    trainer.reports.tell(
+    trainer.reports.log(
         f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
         f"{actors.num_actors} actors in {'this process' if actors.serial else f'{actors.processes} processes'}, "
         f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
@@ -247,9 +247,9 @@ def _run(
 
 def run_evaluation(  # noqa: PLR0913
     run: str, savedir: str, episodes: int, deterministic: bool, seed: int | None, video: Path | None, trusted: bool,
-    given: dict[str, Any], tell: Callable[[str], Any],
+    given: dict[str, Any], log: Callable[[str], Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """`evaluate`, which see; `tell` takes a line for each damaged checkpoint that is passed over."""
+    """`evaluate`, which see; `log` takes a line for each damaged checkpoint that is passed over."""
     for name, value, least in (("episodes", episodes, 1), ("seed", 0 if seed is None else seed, 0)):
         if type(value) is not int or value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value!r}")
@@ -257,7 +257,7 @@ def run_evaluation(  # noqa: PLR0913
         raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}; evaluate takes {', '.join(NAMES_CODE)}")
     if video:
         make_writable("video", video)
-    path, state = checkpoint.load_newest(run, savedir, tell)
+    path, state = checkpoint.load_newest(run, savedir, log)
     # What differs from the file is another task of the same spaces; what equals it says that the reader knows of it.
     own: dict[str, Any] = state["config"]
     replaceable = [name for name in ("env", "env_kwargs") if name in given]

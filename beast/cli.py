@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None, program: str = "beast") -> int:
     if arguments is None:
         from beast.processes import paths
 
-        paths.settle(sys.path)
+        paths.set_search_path(sys.path)
         _take_signals(program)
         if not paths.current_folder():  # MKL would end this process on the spot
             os.write(2, f"{program}: error: the current folder does not exist any more: go to another one\n".encode())

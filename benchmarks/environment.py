@@ -85,7 +85,7 @@ def _vector_env() -> Step:
 
 
 def _group() -> Step:
-    group = EnvChoice("PongNoFrameskip-v4").make_group(list(range(GAMES)))
+    group = EnvChoice("PongNoFrameskip-v4").make_vector(list(range(GAMES)))
     group.reset()
     return group.step
 
@@ -101,7 +101,7 @@ def _envpool() -> Step:
 def engines() -> dict[str, Callable[[], Step]]:
     """Those that are installed, and the bare emulator."""
     found: dict[str, Callable[[], Step]] = {
-        "EnvGroup (ours)": _group,
+        "VectorEnvs (ours)": _group,
         "AtariVectorEnv": _vector_env,
         "Gymnasium's wrappers": _wrappers,
         BARE: partial(_emulators, False),

@@ -8,7 +8,7 @@ from beast.acting.actors import ActorArguments, ActorGroup
 from beast.acting.policy import Policy
 from beast.core.data import Array, Nested
 from beast.processes.machine import keep_freed_memory, use_compute_threads
-from beast.processes.status import Stopwatch, WorkerStatus
+from beast.processes.status import Status, WorkerStatus
 from beast.store.unrolls import UnrollWriter, WorkerPort
 from beast.store.weights import Weights
 
@@ -17,24 +17,24 @@ class Actors:
     """An ActorGroup with a policy of its own, whose weights are the newest at the start of each unroll."""
 
     def __init__(
-        self, arguments: ActorArguments, dtype: torch.dtype, weights: Weights, writer: UnrollWriter, watch: Stopwatch
+        self, arguments: ActorArguments, dtype: torch.dtype, weights: Weights, writer: UnrollWriter, status: Status
     ) -> None:
-        self.group = ActorGroup(arguments, writer, watch)
+        self.group = ActorGroup(arguments, writer, status)
         self._policy = Policy(arguments.model, dtype, weights, len(arguments.actors))
-        self._watch = watch
+        self._status = status
 
     def unroll(self, slots: Array) -> bool:
         """Fill one slot for each actor with T steps; False if the run stops meanwhile."""
-        group, policy, watch = self.group, self._policy, self._watch
+        group, policy, status = self.group, self._policy, self._status
         version = policy.refresh()
         group.begin(slots)
         group.remember(policy.state())
         done = False
         while not done:
-            with watch.stage("inference"):
+            with status.time("inference"):
                 chosen = policy.act(group.env, group.noise)
             done = group.step(chosen, version)
-            if watch.stopping:
+            if status.stopping:
                 return False
         return True
 
@@ -52,17 +52,17 @@ class Actors:
 
 
 def run(
-    context: WorkerStatus, ports: list[WorkerPort], arguments: ActorArguments, dtype: torch.dtype, weights: Weights
+    status: WorkerStatus, ports: list[WorkerPort], arguments: ActorArguments, dtype: torch.dtype, weights: Weights
 ) -> None:
     """The body of an actor process: unroll after unroll, until told to stop."""
     use_compute_threads(1)  # the environment variable would come too late: torch is imported already
     keep_freed_memory()
     (port,) = ports
-    actors = Actors(arguments, dtype, weights, port.writer, context)
-    context.at_end(actors.close)
-    while not (context.stopping or context.leaving):
-        with context.stage("wait"):
+    actors = Actors(arguments, dtype, weights, port.writer, status)
+    status.at_end(actors.close)
+    while not (status.stopping or status.leaving):
+        with status.time("wait"):
             slots = port.acquire(timeout=0.2)
-        context.beat()
+        status.beat()
         if slots is not None and actors.unroll(slots):
             port.commit(slots)

@@ -31,8 +31,8 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
     if config.actors.serial:
         everyone = tuple(range(config.actors.num_actors))
 
-        def make(writer: UnrollWriter, life: int, watch: LocalStatus) -> actor.Actors:
-            return actor.Actors(arguments(everyone, life), task.dtype, weights, writer, watch)
+        def make(writer: UnrollWriter, life: int, status: LocalStatus) -> actor.Actors:
+            return actor.Actors(arguments(everyone, life), task.dtype, weights, writer, status)
 
         return Crew(serial=make)
 

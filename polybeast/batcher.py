@@ -41,13 +41,13 @@ class Batcher:
 
     def add(self, request: Request, now: float) -> bool:
         """Queue a request; False if it only repeats one that waits or was served."""
-        if self._served.get(request.group) == request.ticket:
+        if self._served.get(request.group_id) == request.ticket:
             return False
-        if (waiting := self._waiting.get(request.group)) is not None:
+        if (waiting := self._waiting.get(request.group_id)) is not None:
             # A new worker's, perhaps, in the place of a dead one.
-            self._waiting[request.group] = Waiting(request, waiting.since)
+            self._waiting[request.group_id] = Waiting(request, waiting.since)
             return waiting.request.ticket != request.ticket
-        self._waiting[request.group] = Waiting(request, now)
+        self._waiting[request.group_id] = Waiting(request, now)
         return True
 
     def next_batch(self, now: float, kind: Callable[[int], Hashable] = lambda group: None) -> list[Waiting]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from beast.acting.actors import ActorArguments, ActorGroup
 from beast.core.data import Array
 from beast.processes.machine import keep_freed_memory, use_compute_threads
-from beast.processes.status import Stopwatch, WorkerStatus
+from beast.processes.status import Status, WorkerStatus
 from beast.store.unrolls import UnrollWriter, WorkerPort
 
 from .mailbox import Line, Mailbox, Request
@@ -23,11 +23,11 @@ class RemoteActors:
     """An ActorGroup whose policy is somewhere else: `ask`, and when the answer is there, `take` it."""
 
     def __init__(
-        self, group: int, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, watch: Stopwatch
+        self, group: int, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, status: Status
     ) -> None:
         self.group, self._mailbox = group, mailbox
         self._places = places_of(arguments.actors)
-        self.actors = ActorGroup(arguments, writer, watch)
+        self.actors = ActorGroup(arguments, writer, status)
         # No two lives of a worker use the same tickets, so that an answer to a dead one is told apart.
         self.ticket = (arguments.life * 0x9E3779B1 + 1) & 0x3FFFFFFF
         self.slots: Array | None = None
@@ -42,7 +42,7 @@ class RemoteActors:
     def ask(self) -> Request:
         """Leave this row in the mailbox."""
         actors = self.actors
-        self._mailbox.post(self._places, actors.env, actors.noise, opening=actors.row == 0)
+        self._mailbox.put_rows(self._places, actors.env, actors.noise, opening=actors.row == 0)
         self.ticket = (self.ticket + 1) & 0x7FFFFFFF
         return self.repeat()
 
@@ -55,7 +55,7 @@ class RemoteActors:
         """Act on the answer; True when the unroll is complete."""
         if self.actors.row == 0:
             self.actors.remember(self._mailbox.core_state(self._places))
-        return self.actors.step(*self._mailbox.answer(self._places))
+        return self.actors.step(*self._mailbox.get_actions(self._places))
 
     def close(self) -> None:
         self.actors.close()
@@ -75,7 +75,7 @@ class Lines:
 
 
 def run(
-    context: WorkerStatus,
+    status: WorkerStatus,
     ports: list[WorkerPort],
     groups: list[int],
     arguments: list[ActorArguments],
@@ -93,26 +93,26 @@ def run(
     keep_freed_memory()
     actors: dict[int, RemoteActors] = {}
     for group, each, port in zip(groups, arguments, ports, strict=True):
-        actors[group] = RemoteActors(group, each, mailbox, port.writer, context)
-        context.at_end(actors[group].close)
+        actors[group] = RemoteActors(group, each, mailbox, port.writer, status)
+        status.at_end(actors[group].close)
     port_of = dict(zip(groups, ports, strict=True))
-    while not context.stopping:
-        context.beat()
-        leaving = context.leaving
+    while not status.stopping:
+        status.beat()
+        leaving = status.leaving
         if leaving and all(a.slots is None for a in actors.values()):
             return
         for group, a in actors.items():
             if a.slots is None and not leaving and (slots := port_of[group].acquire(timeout=0.0)) is not None:
                 lines.requests.send([a.begin(slots)])
         idle = [port_of[group] for group, a in actors.items() if a.slots is None and not leaving]
-        with context.stage("wait"):
+        with status.time("wait"):
             Line.wait([lines.answers, *idle], 0.2)
         for request in lines.answers.receive(0.0):
-            a = actors[request.group]
+            a = actors[request.group_id]
             if request.ticket != a.ticket or a.slots is None:
                 continue  # to a worker before this one, or a second time
             if a.take():
-                port_of[request.group].commit(a.slots)
+                port_of[request.group_id].commit(a.slots)
                 a.slots = None
             else:
                 lines.requests.send([a.ask()])

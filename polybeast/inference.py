@@ -15,7 +15,7 @@ from beast.acting.policy import Policy
 from beast.core.data import Array, ArraySpec, Nested, flatten, map_nested
 from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.shared import SharedArrays
-from beast.processes.status import Timer, WorkerStatus
+from beast.processes.status import Status, WorkerStatus
 from beast.store.weights import Weights
 
 from .batcher import Batcher, Waiting
@@ -100,12 +100,12 @@ class Inference:
     """Answers requests. The recurrent state of every environment stays here, on the device.
 
     Args:
-        watch: times forwards.
+        status: times forwards.
     """
 
-    def __init__(self, arguments: InferenceArguments, watch: Timer) -> None:
+    def __init__(self, arguments: InferenceArguments, status: Status) -> None:
         a = self._a = arguments
-        self._watch = watch
+        self._status = status
         self._policies: list[Policy] = []
         self._acting: dict[int, Policy] = {}  # group -> the policy that acts in its unroll
         self._core_state: Nested = self._policy_for(None).initial_state(sum(g.stop - g.start for g in a.groups))
@@ -133,11 +133,11 @@ class Inference:
     def _receive(self, timeout: float) -> None:
         for request in self._a.requests.receive(timeout):
             if self._batcher.add(request, time.monotonic()):
-                self.admit(request.group)
+                self.admit(request.group_id)
 
     def admit(self, group: int) -> None:
         """At row 0 of an unroll a group takes the newest weights, and keeps them until the next."""
-        opening = bool(self._a.mailbox.collect([self._a.groups[group]]).opening[0])
+        opening = bool(self._a.mailbox.get_rows([self._a.groups[group]]).opening[0])
         if opening or group not in self._acting:
             self._acting.pop(group, None)
             self._acting[group] = self._policy_for(group)
@@ -162,20 +162,20 @@ class Inference:
     def _answer(self, batch: list[Waiting]) -> None:
         start = time.monotonic()
         a = self._a
-        self.forward([waiting.request.group for waiting in batch])
+        self.forward([waiting.request.group_id for waiting in batch])
         by_worker: dict[int, list[Request]] = {}
         for waiting in batch:
-            by_worker.setdefault(a.worker_of[waiting.request.group], []).append(waiting.request)
+            by_worker.setdefault(a.worker_of[waiting.request.group_id], []).append(waiting.request)
         for worker, requests in by_worker.items():
             a.answers[worker].send(requests)
-        places = [a.groups[waiting.request.group] for waiting in batch]
+        places = [a.groups[waiting.request.group_id] for waiting in batch]
         waits = [start - waiting.since for waiting in batch]
         a.statistics.add(sum(p.stop - p.start for p in places), waits, time.monotonic() - start)
 
     def forward(self, groups: list[int]) -> None:
         """Act for some groups that act with one policy, from the mailbox and back into it."""
         places = [self._a.groups[group] for group in groups]
-        with self._watch.stage("inference", sum(p.stop - p.start for p in places)):
+        with self._status.time("inference", sum(p.stop - p.start for p in places)):
             self._forward(self._acting[groups[0]], places)
 
     @torch.inference_mode()
@@ -183,24 +183,24 @@ class Inference:
         a = self._a
         if a.sync_every_step:
             policy.refresh()
-        post = a.mailbox.collect(places, self._page_locked)
+        post = a.mailbox.get_rows(places, self._page_locked)
         state: Nested = ()
         if self._has_state:
             state = map_nested(lambda leaf: torch.cat([leaf[p] for p in places]), self._core_state)
-            self._leave_states(places, post.opening)
+            self._put_states(places, post.opening)
         chosen, state = policy.forward(post, post.noise, state)
-        a.mailbox.reply(places, chosen, policy.version)
+        a.mailbox.put_actions(places, chosen, policy.version)
         if self._has_state:
             for leaf, new in zip(flatten(self._core_state), flatten(state), strict=True):
                 for p, part in zip(places, new.split([p.stop - p.start for p in places]), strict=True):
                     leaf[p] = part
 
-    def _leave_states(self, places: list[slice], opening: Array) -> None:
+    def _put_states(self, places: list[slice], opening: Array) -> None:
         start = 0
         for p in places:
             if opening[start]:
                 before = [leaf[p].cpu().numpy() for leaf in flatten(self._core_state)]
-                self._a.mailbox.leave_state(p, before)
+                self._a.mailbox.put_state(p, before)
             start += p.stop - p.start
 
 
@@ -225,10 +225,10 @@ def attend(
         receive(0.2 if patience is None else patience)
 
 
-def run(context: WorkerStatus, _ports: list[Any], arguments: InferenceArguments) -> None:
+def run(status: WorkerStatus, _ports: list[Any], arguments: InferenceArguments) -> None:
     """The body of an inference process."""
     use_compute_threads(1)
     keep_freed_memory()
-    inference = Inference(arguments, context)
-    context.beat(1)
-    inference.serve(lambda: context.stopping, context.beat)
+    inference = Inference(arguments, status)
+    status.beat(1)
+    inference.serve(lambda: status.stopping, status.beat)

@@ -26,11 +26,11 @@ _MESSAGE = np.dtype([("group", np.int32), ("ticket", np.int32)])
 class Request(NamedTuple):
     """A group of actors waits for actions. The ticket tells this request from earlier ones, of dead workers too."""
 
-    group: int
+    group_id: int
     ticket: int
 
 
-class Post(NamedTuple):
+class Rows(NamedTuple):
     """The rows of some actors, `[n, ...]`: views of the mailbox, or copies."""
 
     observation: Nested
@@ -81,7 +81,7 @@ class Mailbox:
 
     # -- the worker's side ------------------------------------------------------------------------------------------------
 
-    def post(self, places: slice, env: EnvOutput, noise: Array, opening: bool) -> None:
+    def put_rows(self, places: slice, env: EnvOutput, noise: Array, opening: bool) -> None:
         """Leave a group's rows."""
 
         def write(array: Array, value: Array) -> None:
@@ -100,7 +100,7 @@ class Mailbox:
         for name, array in arrays["extra"].items():
             array[places] = env.extra[name]
 
-    def answer(self, places: slice) -> tuple[Chosen, int]:
+    def get_actions(self, places: slice) -> tuple[Chosen, int]:
         """What was chosen for a group, and the version of the policy that did."""
         arrays = self._arrays
         extra = {name: array[places] for name, array in arrays["agent_extra"].items()}
@@ -113,7 +113,7 @@ class Mailbox:
 
     # -- inference's side -------------------------------------------------------------------------------------------------
 
-    def collect(self, groups: list[slice], out: Post | None = None) -> Post:
+    def get_rows(self, groups: list[slice], out: Rows | None = None) -> Rows:
         """Rows of several groups, one after the other; without a copy if they lie side by side.
 
         Args:
@@ -127,20 +127,20 @@ class Mailbox:
             parts = [array[places] for places in groups]
             return np.concatenate(parts, out=room[0][: sum(map(len, parts))] if room else None)
 
-        arrays = Post(*(self._arrays[name] for name in Post._fields))
-        collected: Post = map_nested(rows, arrays, *([] if out is None else [out]))
+        arrays = Rows(*(self._arrays[name] for name in Rows._fields))
+        collected: Rows = map_nested(rows, arrays, *([] if out is None else [out]))
         return collected
 
-    def page_locked(self) -> Post:
+    def page_locked(self) -> Rows:
         """Room for all places' rows that a GPU copies from at full speed, while the CPU goes on."""
 
         def like(array: Array) -> Array:
             room: Array = torch.from_numpy(array).clone().pin_memory().numpy()
             return room
 
-        return Post(*(map_nested(like, self._arrays[name]) for name in Post._fields))
+        return Rows(*(map_nested(like, self._arrays[name]) for name in Rows._fields))
 
-    def reply(self, groups: list[slice], chosen: Chosen, version: int) -> None:
+    def put_actions(self, groups: list[slice], chosen: Chosen, version: int) -> None:
         """Leave the answers."""
         arrays = self._arrays
         start = 0
@@ -153,7 +153,7 @@ class Mailbox:
                 array[places] = chosen.extra[name][part]
             start = part.stop
 
-    def leave_state(self, places: slice, leaves: list[Array]) -> None:
+    def put_state(self, places: slice, leaves: list[Array]) -> None:
         """Leave the recurrent state before an opening row."""
         for array, value in zip(flatten(self._arrays["core_state"]), leaves, strict=True):
             array[places] = value

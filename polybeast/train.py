@@ -60,8 +60,8 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
 
     if config.actors.serial:
 
-        def make(writer: UnrollWriter, life: int, watch: LocalStatus) -> Serial:
-            return Serial(arguments(everyone, life), mailbox, writer, watch, Inference(serving, watch))
+        def make(writer: UnrollWriter, life: int, status: LocalStatus) -> Serial:
+            return Serial(arguments(everyone, life), mailbox, writer, status, Inference(serving, status))
 
         return Crew(serial=make, counts=counts, summarise=summarise)
 
@@ -81,12 +81,12 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
         return Crew(workers, counts=counts, summarise=summarise)
     note = (f"inference runs in a thread: a process can serve {MOST_WORKERS} workers at most",) if in_process else ()
 
-    def serve(watch: LocalStatus) -> None:
+    def serve(status: LocalStatus) -> None:
         use_compute_threads(1)
         # On a GPU, a stream of its own: forwards do not queue behind the learner's kernels.
         stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            Inference(serving, watch).serve(lambda: watch.stopping, lambda: None)
+            Inference(serving, status).serve(lambda: status.stopping, lambda: None)
 
     return Crew(workers, threads={"inference": serve}, counts=counts, summarise=summarise, notes=note)
 
@@ -110,10 +110,10 @@ class Serial:
     """All environments and inference in this process, one after the other."""
 
     def __init__(
-        self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, watch: LocalStatus, served: Inference
+        self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, status: LocalStatus, served: Inference
     ) -> None:
-        self._actors = RemoteActors(0, arguments, mailbox, writer, watch)
-        self._watch, self._served = watch, served
+        self._actors = RemoteActors(0, arguments, mailbox, writer, status)
+        self._status, self._served = status, served
 
     def unroll(self, slots: Array) -> bool:
         """Fill one slot for each actor with T steps; False if the run stops meanwhile."""
@@ -121,7 +121,7 @@ class Serial:
         self._served.admit(0)
         self._served.forward([0])
         while not self._actors.take():
-            if self._watch.stopping:
+            if self._status.stopping:
                 return False
             self._actors.ask()
             self._served.forward([0])

@@ -13,7 +13,7 @@ from beast.acting.models import ModelChoice
 from beast.core.data import Array, Chosen, EnvOutput, Nested
 from beast.core.seeds import seed_for
 from beast.envs import EnvChoice
-from beast.processes.status import Stopwatch
+from beast.processes.status import Status
 from beast.store.unrolls import UnrollWriter
 
 
@@ -37,19 +37,19 @@ class ActorGroup:
     `begin` an unroll, `remember` the recurrent state before row 0, then `step` T times.
     """
 
-    def __init__(self, arguments: ActorArguments, writer: UnrollWriter, watch: Stopwatch) -> None:
+    def __init__(self, arguments: ActorArguments, writer: UnrollWriter, status: Status) -> None:
         a = arguments
-        self._writer, self._watch, self._unroll_length, self._actors = writer, watch, a.unroll_length, a.actors
+        self._writer, self._status, self._unroll_length, self._actors = writer, status, a.unroll_length, a.actors
         self._distribution = a.model.distribution()
         seeds = [seed_for(a.seed, "env", actor, a.life) for actor in a.actors]
-        self._envs = a.env.make_group(seeds, alive=watch.beat)
+        self._envs = a.env.make_vector(seeds, alive=status.beat)
         # A stream for each actor, so that the numbers do not depend on how actors are spread over processes.
         self._generators = [np.random.default_rng(seed_for(a.seed, "actions", actor, a.life)) for actor in a.actors]
         self.env = self._first_row()
         """The row that the policy must answer."""
         self.row = self._unroll_length
         """Its number in the unroll; T: the unroll is complete, and this is row 0 of the next."""
-        watch.beat()
+        status.beat()
 
     def _first_row(self) -> EnvOutput:
         try:
@@ -79,12 +79,12 @@ class ActorGroup:
 
     def step(self, chosen: Chosen, policy_version: int) -> bool:
         """Write this row, act, arrive at the next; True when the unroll is complete."""
-        with self._watch.stage("store"):
+        with self._status.time("store"):
             self._writer.write_env(self._slots, self.row, self.env)
             self._writer.write_agent(self._slots, self.row, chosen, policy_version)
-        with self._watch.stage("environment"):
+        with self._status.time("environment"):
             self.env = self._envs.step(chosen.action)
-        self._watch.beat(len(self._slots))
+        self._status.beat(len(self._slots))
         self.row += 1
         if self.row < self._unroll_length:
             return False
@@ -96,7 +96,7 @@ class ActorGroup:
         """Of the distribution; discrete actions are smaller numbers."""
         return self._distribution.num_params
 
-    def replay(self, actions: Array) -> None:
+    def fast_forward(self, actions: Array) -> None:
         """Do again what an unroll did to environments and random streams, given its actions `[E, T]` (+ `[N]`).
 
         Raises:

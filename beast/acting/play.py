@@ -23,7 +23,7 @@ def play(
     """
     num_envs = min(episodes, GAMES_AT_ONCE)
     quota = episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)
-    group = task.env.make_group(
+    group = task.env.make_vector(
         [seed_for(seed, "evaluation", i) for i in range(num_envs)], True, lambda: [alive(), None][1]
     )
     returns: list[float] = []

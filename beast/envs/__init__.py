@@ -12,11 +12,11 @@ import gymnasium
 from beast.core.data import ArraySpec
 from beast.core.errors import EnvError
 from beast.envs import atari, families, wrappers
-from beast.envs.base import EnvGroup, group_of
+from beast.envs.base import VectorEnvs, vector_of
 from beast.envs.families import code_named_by, one_line
 from beast.envs.wrappers import Standard
 
-__all__ = ["EnvChoice", "EnvGroup", "Standard", "code_named_by"]
+__all__ = ["EnvChoice", "Standard", "VectorEnvs", "code_named_by"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class EnvChoice:
         """Of Atari's emulator, which shows no picture but in `make_single`."""
         return {name: value for name, value in self.env_kwargs.items() if name != "render_mode"}
 
-    def make_group(
+    def make_vector(
         self, seeds: list[int], evaluation: bool = False, alive: Callable[[], object] = lambda: None
-    ) -> EnvGroup:
+    ) -> VectorEnvs:
         """Environments stepped together, one a seed. If one cannot be made, those before it are closed.
 
         Args:
@@ -68,13 +68,15 @@ class EnvChoice:
             EnvError: if the name is unknown, or making one fails.
         """
         if self.is_atari and not self.standard.wrapper:
-            return atari.make_group(
+            return atari.make_vector(
                 self.env, seeds, self.columns, evaluation=evaluation, standard=self.standard, life_loss=self.life_loss,
                 fire_on_life_loss=self.fire_on_life_loss, full_action_set=self.full_action_set, **self._settings,
             )  # fmt: skip
         if self.is_atari:
             ends = self.life_loss and not evaluation
-            return group_of([self.make_single] * len(seeds), seeds, alive, lives_end_returns=ends, columns=self.columns)
+            return vector_of(
+                [self.make_single] * len(seeds), seeds, alive, lives_end_returns=ends, columns=self.columns
+            )
         make, of_user = self._maker()
         try:
             first = make()
@@ -94,7 +96,7 @@ class EnvChoice:
 
         try:
             stack = self.standard.frame_stack or 1
-            return group_of([one] * len(seeds), seeds, alive, stack=stack, columns=self.columns)
+            return vector_of([one] * len(seeds), seeds, alive, stack=stack, columns=self.columns)
         except BaseException:
             for env in made:
                 with suppress(Exception):
@@ -102,7 +104,7 @@ class EnvChoice:
             raise
 
     def make_single(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        """One environment that renders, with the observations of `make_group`."""
+        """One environment that renders, with the observations of `make_vector`."""
         if self.is_atari:
             return atari.make_single(
                 self.env, standard=self.standard, fire_on_life_loss=self.fire_on_life_loss,

@@ -18,7 +18,7 @@ import numpy as np
 from beast.core.data import ArraySpec
 from beast.core.errors import EnvError
 from beast.envs import wrappers
-from beast.envs.base import Adapter, EnvGroup
+from beast.envs.base import Adapter, VectorEnvs
 from beast.envs.wrappers import Standard
 
 ACTION_REPEAT = 4
@@ -43,16 +43,16 @@ def find_spec(env_id: str) -> Any:
     return spec if spec is not None and "ale_py" in str(spec.entry_point) else None
 
 
-def make_group(  # noqa: PLR0913
+def make_vector(  # noqa: PLR0913
     env_id: str, seeds: list[int], columns: Mapping[str, ArraySpec] | None = None, *, evaluation: bool = False,
     standard: Standard | None = None, life_loss: bool = True, fire_on_life_loss: bool = False,
     full_action_set: bool = False, noop_max: int = 30, **overrides: Any,
-) -> EnvGroup:  # fmt: skip
+) -> VectorEnvs:  # fmt: skip
     """Games in one process, stepped by one thread.
 
     Args:
         seeds: one a game.
-        columns: see `EnvGroup`.
+        columns: see `VectorEnvs`.
         evaluation: lives do not end returns.
         standard: wrappers by flag; here they are settings of the emulator.
         life_loss: in training, lives end returns.
@@ -93,7 +93,7 @@ def make_group(  # noqa: PLR0913
     if fire_on_life_loss:
         fire = next((i for i, action in enumerate(vector.ale.get_action_set()) if action.name == "FIRE"), None)
     lives = life_loss and not evaluation
-    return EnvGroup(vector, seeds, stack=stack, lives_end_returns=lives, fire=fire, columns=columns)
+    return VectorEnvs(vector, seeds, stack=stack, lives_end_returns=lives, fire=fire, columns=columns)
 
 
 def _settings(standard: Standard, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From Gymnasium to EnvOutput: a group of environments that are stepped together.
 
-Whatever makes environments gives back a `gymnasium.vector.VectorEnv` with next-step autoreset. `EnvGroup` wraps one and
+Whatever makes environments gives back a `gymnasium.vector.VectorEnv` with next-step autoreset. `VectorEnvs` wraps one and
 adds what training needs: first rows, unclipped full-game returns, and the environment's own metrics.
 """
 
@@ -21,7 +21,7 @@ from beast.core.errors import EnvError
 from beast.envs.spaces import Codes, is_text, words_of
 
 
-class EnvGroup:
+class VectorEnvs:
     """E environments, one EnvOutput a step.
 
     Args:
@@ -466,15 +466,15 @@ def _range(space: gymnasium.Space[Any]) -> tuple[Any, Any]:
     return None, None
 
 
-def group_of(
+def vector_of(
     envs: list[Any], seeds: list[int], alive: Callable[[], object] = lambda: None, **settings: Any
-) -> EnvGroup:
-    """An EnvGroup over single Gymnasium environments, stepped one after the other.
+) -> VectorEnvs:
+    """A VectorEnvs over single Gymnasium environments, stepped one after the other.
 
     Args:
         envs: functions without arguments, one an environment, as SyncVectorEnv takes them.
         alive: called after each reset.
-        settings: further ones of EnvGroup.
+        settings: further ones of VectorEnvs.
 
     Raises:
         EnvError: if they do not all have the same spaces.
@@ -492,7 +492,7 @@ def group_of(
                     f"{name} be the same each time"
                 )
     ready = iter(made)
-    return EnvGroup(SyncVectorEnv([lambda: next(ready)] * len(made), copy=False), seeds, **settings)
+    return VectorEnvs(SyncVectorEnv([lambda: next(ready)] * len(made), copy=False), seeds, **settings)
 
 
 def _distribution_of(space: gymnasium.Space[Any]) -> Distribution:

@@ -29,7 +29,7 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def worker_main(
-    name: str, target: Callable[..., None], context: WorkerStatus, arguments: tuple[Any, ...], errors: Any
+    name: str, target: Callable[..., None], status: WorkerStatus, arguments: tuple[Any, ...], errors: Any
 ) -> None:
     """The first function of every child."""
     if sys.platform == "linux":
@@ -38,29 +38,27 @@ def worker_main(
         os.nice(NICENESS)
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        status = _work(name, target, context, arguments, errors)
+        exit_status = _work(name, target, status, arguments, errors)
     except _Terminated:
-        status = -signal.SIGTERM
+        exit_status = -signal.SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The kernel's own clock: it ends a close() that hangs in C as well. Nothing is lost then, all is told already.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, CLOSE_DEADLINE)
-    context.close()
+    status.close()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()  # what an environment printed
-    if status < 0:
-        os.kill(os.getpid(), -status)
-    os._exit(status)  # no interpreter shutdown: libraries' threads make it slow, and sometimes hang
+    if exit_status < 0:
+        os.kill(os.getpid(), -exit_status)
+    os._exit(exit_status)  # no interpreter shutdown: libraries' threads make it slow, and sometimes hang
 
 
-def _work(
-    name: str, target: Callable[..., None], context: WorkerStatus, arguments: tuple[Any, ...], errors: Any
-) -> int:
+def _work(name: str, target: Callable[..., None], status: WorkerStatus, arguments: tuple[Any, ...], errors: Any) -> int:
     """Call the target, tell the parent how it failed; returns the exit status."""
     try:
-        context.beat()
-        target(context, *arguments)
+        status.beat()
+        target(status, *arguments)
     except StoreClosed:
         return 0  # a stop like any other
     except _Terminated:

@@ -138,8 +138,8 @@ class ForkServer:
         self._mark, self._heard, self._ready = uuid.uuid4().hex, b"", False
         self._socket, theirs = map(_above_standard_streams, socket.socketpair())
         code = (
-            f"import sys; sys.path.insert(0, {paths.ROOT!r}); from beast.processes.paths import settle; "
-            f"settle({paths.as_it_is()!r}); "
+            f"import sys; sys.path.insert(0, {paths.ROOT!r}); from beast.processes.paths import set_search_path; "
+            f"set_search_path({paths.as_it_is()!r}); "
             f"from beast.processes.forkserver import serve; serve({theirs.fileno()}, {os.getpid()}, {PRELOAD!r})"
         )
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ def find_packages_beside() -> None:
         finders.insert(0, _Beside)
 
 
-def settle(path: list[str]) -> None:
+def set_search_path(path: list[str]) -> None:
     """Make this the path of this process, with the current folder moved to its end.
 
     The source tree is not on it: a `models` or a `run` that is imported by that name is the user's own.

@@ -90,7 +90,7 @@ class WorkerStatus:
         self._steps[self.index] += steps
 
     @contextmanager
-    def stage(self, name: str, size: int = 0) -> Iterator[None]:
+    def time(self, name: str, size: int = 0) -> Iterator[None]:
         """Time a block as one of `StatusBoard.STAGES`; `size`: how many environments it serves, where that varies."""
         start = time.perf_counter()
         yield
@@ -107,7 +107,7 @@ class Clock:
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def stage(self, name: str, size: int = 0) -> Iterator[None]:
+    def time(self, name: str, size: int = 0) -> Iterator[None]:
         """Time a block; `size`: how many environments it serves, where that varies."""
         start = time.perf_counter()
         yield
@@ -117,22 +117,17 @@ class Clock:
         self.seconds[stage] += end - start
 
 
-class Timer(Protocol):
-    """Times blocks: a `WorkerStatus`, or a Clock."""
-
-    def stage(self, name: str, size: int = 0) -> AbstractContextManager[None]: ...
-
-
-class Stopwatch(Timer, Protocol):
-    """What actors report to: a `WorkerStatus`, or `LocalStatus`."""
+class Status(Protocol):
+    """What actors and inference report to: a `WorkerStatus`, or a `LocalStatus` in the learner's process."""
 
     @property
     def stopping(self) -> bool: ...
     def beat(self, steps: int = 0) -> None: ...
+    def time(self, name: str, size: int = 0) -> AbstractContextManager[None]: ...
 
 
 class LocalStatus:
-    """A stopwatch for actors that share the learner's process.
+    """The status of actors that share the learner's process: it counts nothing, and times with the learner's clock.
 
     Args:
         stopping: whether the run is to end.
@@ -149,5 +144,5 @@ class LocalStatus:
     def beat(self, steps: int = 0) -> None:
         pass
 
-    def stage(self, name: str, size: int = 0) -> AbstractContextManager[None]:
-        return self._clock.stage(name, size)
+    def time(self, name: str, size: int = 0) -> AbstractContextManager[None]:
+        return self._clock.time(name, size)

@@ -59,22 +59,22 @@ class Workers:
         board: shared with them.
         max_restarts: within `window` seconds; one more death is a WorkerError.
         timeout: seconds without a sign of life after which a process counts as hung.
-        tell: takes one line for the console and the log.
+        log: takes one line for the console and the log.
         max_memory: MB that a worker may hold with all that it started before it is asked to leave; None: no limit.
     """
 
     def __init__(
-        self, board: StatusBoard, max_restarts: int, timeout: float, tell: Callable[[str], None], window: float = 600.0,
+        self, board: StatusBoard, max_restarts: int, timeout: float, log: Callable[[str], None], window: float = 600.0,
         max_memory: float | None = None,
     ) -> None:  # fmt: skip
         self.board = board
-        self._max_restarts, self._timeout, self._window, self._tell = max_restarts, timeout, window, tell
+        self._max_restarts, self._timeout, self._window, self._log = max_restarts, timeout, window, log
         self._max_memory, self._looked_at_memory = max_memory, 0.0
         self._looked: float | None = None
         self._away: deque[tuple[float, float]] = deque()  # until when, and how long, this process did not look
         self.workers: list[Worker] = []
         self.restarts = 0
-        self.context: Callable[[int], WorkerStatus] = partial(WorkerStatus, board)
+        self.status_of: Callable[[int], WorkerStatus] = partial(WorkerStatus, board)
         """From a place on the board to what its worker reports to."""
 
     def add(self, worker: Worker) -> None:
@@ -89,8 +89,8 @@ class Workers:
         arrays["leave"][worker.index] = 0
         worker.first_step = int(arrays["steps"][worker.index])
         arguments = worker.make_arguments(worker.count)
-        context = self.context(worker.index)
-        worker.process = self._fork(worker, (worker.name, worker.target, context, arguments, sender))
+        status = self.status_of(worker.index)
+        worker.process = self._fork(worker, (worker.name, worker.target, status, arguments, sender))
         worker.errors = receiver
         sender.close()  # so that the receiver sees the end when the child is gone
 
@@ -107,7 +107,7 @@ class Workers:
                     raise WorkerError(
                         f"{worker.name} cannot be started: {lost}, {attempts} times in a row (--max_restarts)"
                     ) from lost
-                self._tell(f"{lost} while {worker.name} was started; starting it again ({attempt} of {attempts - 1})")
+                self._log(f"{lost} while {worker.name} was started; starting it again ({attempt} of {attempts - 1})")
                 self.board.arrays["heartbeat"][worker.index] = time.monotonic()
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOMEM):
@@ -135,7 +135,7 @@ class Workers:
             elif self.board.arrays["stop"][0]:
                 return  # they leave because they were asked to
             elif self.board.arrays["leave"][worker.index] and worker.process.exitcode == 0:
-                self._tell(
+                self._log(
                     f"{worker.name} (pid {worker.process.pid}) held {worker.held:,.0f} MB with all it started "
                     f"(--max_actor_memory {self._max_memory:g}) and was replaced between unrolls"
                 )
@@ -211,8 +211,8 @@ class Workers:
         worker.count += 1
         self.restarts += 1
         if details:
-            self._tell(details.rstrip())
-        self._tell(f"{message}; restarting it ({len(worker.restarts)} of {self._max_restarts})")
+            self._log(details.rstrip())
+        self._log(f"{message}; restarting it ({len(worker.restarts)} of {self._max_restarts})")
         self._start(worker)
 
     def stop(self, deadline: float) -> None:
@@ -229,7 +229,7 @@ class Workers:
         # One that had not even begun to work is no news: nothing is lost with it.
         if late := [worker for worker in late if self.board.arrays["steps"][worker.index] != worker.first_step]:
             names = ", ".join(worker.name for worker in late)
-            self._tell(f"{names} did not stop within {deadline:.0f} s and was killed")
+            self._log(f"{names} did not stop within {deadline:.0f} s and was killed")
 
     def kill(self) -> None:
         """End all at once."""

@@ -115,9 +115,9 @@ class PlainConsole:
         parts += [f"{name} {number(value)}" for name, value in {**report.env, **changed}.items()]
         parts.append(f"{clock(report.elapsed)} gone, {clock(report.left)} left")
         self._extra = report.extra
-        self.tell(" | ".join(parts))
+        self.log(" | ".join(parts))
 
-    def tell(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print it now. Safe from several threads."""
         encoding = self._stream.encoding or "utf-8"
         line = line.encode(encoding, "backslashreplace").decode(encoding)
@@ -169,7 +169,7 @@ class LiveConsole:
         stands = {name: value for name, value in old.items() if getattr(report, name) in (None, {})}
         self._report, self._reported = replace(report, **stands), time.monotonic()
 
-    def tell(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print it above the view. Safe from several threads."""
         with _never_fail(self._terminal.file):
             self._terminal.print(Text(line), soft_wrap=True)

@@ -54,7 +54,7 @@ class Reports:
         self._log, self._disk_failed = Path(os.devnull), False
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._files = [_Table(folder / "logs.csv", start_step), _Events(folder, start_step, self.tell)]
+            self._files = [_Table(folder / "logs.csv", start_step), _Events(folder, start_step, self.log)]
             self._log = folder / "log.txt"
 
         self._lock = threading.Lock()  # of what learner threads add to
@@ -163,9 +163,9 @@ class Reports:
         self._console.show(report)
         return {name: value for name, value in _row(report).items() if value is not None}
 
-    def tell(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """One line (or more) for a person, now and in log.txt. Safe from several threads."""
-        self._console.tell(line)
+        self._console.log(line)
         self._try(_append, self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode(errors="replace"))
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class Reports:
         except OSError as error:
             if not self._disk_failed:
                 self._disk_failed = True
-                self._console.tell(f"cannot write logs ({error}); training goes on, each report tries again")
+                self._console.log(f"cannot write logs ({error}); training goes on, each report tries again")
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on in a resumed run: the last games, their count, seconds so far, the curve. Plain types only."""
@@ -278,9 +278,9 @@ class _Events:
     Not by its SummaryWriter: that writes in a thread of its own, which dies with a traceback on a full disk.
     """
 
-    def __init__(self, folder: Path, start_step: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, start_step: int, log: Callable[[str], None]) -> None:
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
-        self._start_step, self._tell, self._usable, self._begun = start_step, tell, True, False
+        self._start_step, self._log, self._usable, self._begun = start_step, log, True, False
 
     def write(self, report: Report) -> None:
         if not self._usable:
@@ -291,7 +291,7 @@ class _Events:
             from tensorboard.summary.writer.record_writer import RecordWriter
         except Exception as error:  # whatever its dependencies raise: a run does not need it
             self._usable = False
-            self._tell(f"no TensorBoard events ({type(error).__name__}: {error})".splitlines()[0])
+            self._log(f"no TensorBoard events ({type(error).__name__}: {error})".splitlines()[0])
             return
         events = []
         if not self._begun:

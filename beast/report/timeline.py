@@ -98,7 +98,7 @@ class Trace:
         self._capacity = capacity
         self._rings: dict[int, Ring] = {}
 
-    def context(self, board: StatusBoard, index: int) -> WorkerStatus:
+    def status_of(self, board: StatusBoard, index: int) -> WorkerStatus:
         """For the worker at this place of the board; one after it, in the same place, goes on with its ring."""
         if index not in self._rings:
             self._rings[index] = Ring(self._capacity)

@@ -57,7 +57,7 @@ class ActionLog:
         self._checks.append(_check(actors.group.env, self._metrics))
         self._core_state = [leaf.copy() for leaf in flatten(actors.core_state)]
 
-    def replay(self, actors: SerialActors, stopping: Callable[[], bool]) -> bool:
+    def fast_forward(self, actors: SerialActors, stopping: Callable[[], bool]) -> bool:
         """Bring new actors to the same point; False if their environments turn out to be in another state."""
         if self._core_state is not None:
             wanted = [leaf.shape for leaf in flatten(actors.core_state)]
@@ -67,7 +67,7 @@ class ActionLog:
             if stopping():
                 return True  # nobody will go on from here
             try:
-                actors.group.replay(actions)
+                actors.group.fast_forward(actions)
             except Exception:  # an action that this state does not allow, perhaps; the first time it did not fail
                 return False
             if _check(actors.group.env, self._metrics) != check:

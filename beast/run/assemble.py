@@ -78,24 +78,24 @@ def assemble(
 
     board = StatusBoard(len(crew.workers) + 1)  # the last place is the evaluator's
     run = config.run
-    workers = Workers(board, run.max_restarts, run.actor_timeout, reports.tell, max_memory=run.max_actor_memory)
-    workers.context = partial(trace.context if trace else WorkerStatus, board)
+    workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
+    workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
     evaluator = Evaluator(task, config, weights, learner.steps) if run.eval_every and ranks.first else None
     wishes = Wishes()
-    watch = LocalStatus(lambda: wishes.stopping, clock)
+    status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
-        action_log = _action_log(config, state, life, reports.tell, source)
-        serial = Serial(store, config.actors.num_actors, crew.serial, watch, action_log, life)
+        action_log = _action_log(config, state, life, reports.log, source)
+        serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
     if state:
-        checkpoints.take_up(state)
+        checkpoints.go_on_from(state)
 
     start_workers = partial(_start, crew, workers, store, life, evaluator)
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
-        checkpoints=checkpoints, wishes=wishes, watch=watch, callbacks=heard, serial=serial, evaluator=evaluator,
+        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _listeners(
         folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
         start_step=start_step, live=live, title=f"{config.environment.env}  {config.learner.model}",
     )  # fmt: skip
-    skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.tell)
+    skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.log)
     named = [callback_module(config.run.callback)] if config.run.callback else []
     return reports, skipped, Callbacks([*named, *callbacks])
 
@@ -123,13 +123,13 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
 
 
 def _action_log(
-    config: Config, state: dict[str, Any] | None, life: int, tell: Callable[[str], None], source: Source
+    config: Config, state: dict[str, Any] | None, life: int, log: Callable[[str], None], source: Source
 ) -> ActionLog:
     """What serial actors have done so far; work that nobody took of it goes back to the source."""
     if not state or "past" not in state:
         return ActionLog(life)
     if changed := [name for name in SAME_ACTIONS if config.flat()[name] != state["config"][name]]:
-        tell(f"--{changed[0]} is not what it was: this run goes on with fresh episodes")
+        log(f"--{changed[0]} is not what it was: this run goes on with fresh episodes")
         return ActionLog(life)
     source.load_state_dict(state["source"])
     return ActionLog.from_state(state["past"])

@@ -207,11 +207,11 @@ def settings_of(
     )
 
 
-def load_newest(name: str, savedir: str, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+def load_newest(name: str, savedir: str, log: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
     """Find what a user types (see `find`) and read it; of a run, the newest checkpoint that is not damaged.
 
     Args:
-        tell: takes one line for each that is passed over.
+        log: takes one line for each that is passed over.
 
     Returns:
         The file, and what is in it.
@@ -230,7 +230,7 @@ def load_newest(name: str, savedir: str, tell: Callable[[str], None]) -> tuple[P
             damaged.append(str(error))
         else:
             for line in damaged:
-                tell(f"{line}; taking {file.name} instead")
+                log(f"{line}; taking {file.name} instead")
             return file, state
     hint = f"; so are the {len(others)} before it" if others else ""
     if named and others:

@@ -24,7 +24,7 @@ class WorkerPlan:
 
     name: str
     target: Callable[..., None]
-    """Called as `target(context, *arguments)`; importable by name."""
+    """Called as `target(status, *arguments)`; importable by name."""
     arguments: Callable[[list[WorkerPort], int], tuple[Any, ...]]
     """From its ports and the number of its life to the target's arguments; they must pickle."""
     groups: tuple[int, ...] = ()

@@ -61,14 +61,14 @@ class Evaluator:
 
 
 def _evaluator(
-    context: WorkerStatus, task: Task, weights: Weights, episodes: int, seed: int, inbox: Any, outbox: Any
+    status: WorkerStatus, task: Task, weights: Weights, episodes: int, seed: int, inbox: Any, outbox: Any
 ) -> None:
     use_compute_threads(1)
     keep_freed_memory()
     policy = Policy(task.model, task.dtype, weights, 1)
-    context.beat(1)
-    while not context.stopping:
-        context.beat()
+    status.beat(1)
+    while not status.stopping:
+        status.beat()
         if not inbox.poll(0.2):
             continue
         step = inbox.recv()
@@ -77,8 +77,8 @@ def _evaluator(
         agent = Agent(policy, seed=seed_for(seed_now, "evaluation actions"))
 
         def alive() -> bool:
-            context.beat()
-            return not context.stopping
+            status.beat()
+            return not status.stopping
 
         returns, _ = play(task, agent, episodes, seed_now, alive)
         if alive():

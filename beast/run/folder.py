@@ -175,7 +175,7 @@ def record_resume(folder: Path, config: Config, step: int) -> None:
         write_json(folder / "config.json", written)
 
 
-def to_resume(given: dict[str, Any]) -> Path | None:
+def run_to_resume(given: dict[str, Any]) -> Path | None:
     """The folder of the run that `--resume` names; None: a new run is to be made.
 
     `auto` names `--xpid`'s run if it has a checkpoint.

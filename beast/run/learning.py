@@ -56,18 +56,18 @@ class Learning:
         work = self.source.next(timeout)
         if work is None:
             return False
-        with self.clock.stage("copy"):
+        with self.clock.time("copy"):
             staged = None if work.batch is None else self.gradients.to_device(work.batch)
         with self.lock:
             if over():
                 return False
             lags = self.learner.updates - work.versions
-            with self.clock.stage("learn"):
+            with self.clock.time("learn"):
                 updates: list[Update] = []
                 for gradient in self._passes(work, staged):
                     steps = 0 if updates else work.steps * self._ranks.size
                     updates.append(self.learner.apply(self._ranks.sum(gradient), steps))
-            with self.clock.stage("publish"):
+            with self.clock.time("publish"):
                 self.publish()
             self.source.done(work)
             self.reporter.add(self.learner.steps, work, lags, updates)

@@ -66,7 +66,7 @@ class Reporter:
             return
         step, work, lags, updates = unit
         for update in updates:
-            if self._skipped.admit(update.number, work.batch, update.metrics):
+            if self._skipped.record(update.number, work.batch, update.metrics):
                 metrics = {name: value for name, value in update.metrics.items() if name != "finite"}
                 self._reports.add_update(metrics, lags)
                 self._callbacks.after_update(step, update.number, metrics)

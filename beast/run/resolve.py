@@ -44,7 +44,7 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     columns = dict(getattr(getattr(algorithm, "Algorithm", None), "info_columns", {}))
     beast = beast_module(asked.learner.trainer)
     choice = replace(asked.environment.choice, columns=columns)
-    group = choice.make_group([0])
+    group = choice.make_vector([0])
     try:
         space = group.observation_space
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)

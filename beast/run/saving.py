@@ -39,7 +39,7 @@ class Checkpoints:
     torch_rng: torch.Tensor | None = None
     """State of PyTorch's generator that the run goes on from, until it is set; None: the generator is as it should be."""
 
-    def take_up(self, state: dict[str, Any]) -> None:
+    def go_on_from(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint with reports and counts; the generator waits for `set_generator`."""
         self.reports.load_state_dict(state["reports"])
         self.workers.restarts, self.skipped.count = state["restarts"], state["skipped_updates"]

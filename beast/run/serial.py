@@ -19,33 +19,33 @@ class Serial:
         store: that they fill.
         num_actors: how many there are.
         make: from where they write, the number of their life and what they report to, to the actors.
-        watch: what they report to.
+        status: what they report to.
         action_log: what they have done so far.
         life: the number that fresh episodes begin with, if that cannot be done again.
     """
 
     def __init__(
         self, store: UnrollStore, num_actors: int, make: Callable[[UnrollWriter, int, LocalStatus], SerialActors],
-        watch: LocalStatus, action_log: ActionLog, life: int,
+        status: LocalStatus, action_log: ActionLog, life: int,
     ) -> None:  # fmt: skip
-        self._store, self._make, self._watch, self._action_log, self._life = store, make, watch, action_log, life
+        self._store, self._make, self._status, self._action_log, self._life = store, make, status, action_log, life
         self._port = store.attach(0, num_actors)
         self._actors: SerialActors | None = None
 
-    def start(self, tell: Callable[[str], None]) -> None:
+    def start(self, log: Callable[[str], None]) -> None:
         """Make the environments, and bring them to where they were."""
         self._actors = self._made()
         if not self._action_log.steps:
             return
-        tell(f"replaying {self._action_log.steps:,} steps of each environment")
-        if not self._action_log.replay(self._actors, lambda: self._watch.stopping):
-            tell("the environment is not deterministic: this run goes on with fresh episodes")
+        log(f"replaying {self._action_log.steps:,} steps of each environment")
+        if not self._action_log.fast_forward(self._actors, lambda: self._status.stopping):
+            log("the environment is not deterministic: this run goes on with fresh episodes")
             self._actors.close()
             self._action_log = ActionLog(self._life)
             self._actors = self._made()
 
     def _made(self) -> SerialActors:
-        return self._make(self._port.writer, self._action_log.life, self._watch)
+        return self._make(self._port.writer, self._action_log.life, self._status)
 
     def round(self) -> None:
         """One unroll of every actor."""

@@ -28,15 +28,15 @@ class SkippedUpdates:
     Args:
         folder: of the run; bad batches go to `bad_batches/update_N.pt` in it. None: they are not kept.
         most: in a row; with that many the run is over.
-        tell: takes one line for the console and the log.
+        log: takes one line for the console and the log.
     """
 
-    def __init__(self, folder: Path | None, most: int, tell: Callable[[str], None]) -> None:
-        self._folder, self._most, self._tell = folder, most, tell
+    def __init__(self, folder: Path | None, most: int, log: Callable[[str], None]) -> None:
+        self._folder, self._most, self._log = folder, most, log
         self.count = 0
         self._in_a_row = 0
 
-    def admit(self, update: int, batch: Batch | None, metrics: dict[str, torch.Tensor]) -> bool:
+    def record(self, update: int, batch: Batch | None, metrics: dict[str, torch.Tensor]) -> bool:
         """Whether the learner made this update; else it is told and counted. Waits for the device.
 
         Args:
@@ -53,7 +53,7 @@ class SkippedUpdates:
         self.count += 1
         self._in_a_row += 1
         field = _culprit(batch, metrics)
-        self._tell(f"update {update} skipped: NaN or infinity in the {field}; {self._keep(update, field, batch)}")
+        self._log(f"update {update} skipped: NaN or infinity in the {field}; {self._keep(update, field, batch)}")
         if self._in_a_row >= self._most:
             raise FloatingPointError(
                 f"{self._in_a_row} updates in a row were skipped (--max_skipped_updates), update {update} for NaN or "

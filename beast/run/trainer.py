@@ -54,7 +54,7 @@ class Trainer:
     skipped: SkippedUpdates
     checkpoints: Checkpoints
     wishes: Wishes
-    watch: LocalStatus
+    status: LocalStatus
     """What actors and threads in this process report to."""
     callbacks: Callbacks
     serial: Serial | None = None
@@ -91,12 +91,12 @@ class Trainer:
 
     def _start(self) -> None:
         for note in self.crew.notes:
-            self.reports.tell(note)
+            self.reports.log(note)
         if self.serial is not None:
-            self.serial.start(self.reports.tell)
+            self.serial.start(self.reports.log)
         self.start_workers()
         for name, target in self.crew.threads.items():
-            self.threads.start(name, lambda target=target: target(self.watch))  # type: ignore[misc]
+            self.threads.start(name, lambda target=target: target(self.status))  # type: ignore[misc]
         self.checkpoints.set_generator()
         if self.serial is not None:
             self._learn_all()  # what was not learned from when the run was stopped
@@ -162,7 +162,7 @@ class Trainer:
             self._stop_for(f"a mean return of {reached:.2f} is --stop_at_return {wanted:g} or more")
 
     def _stop_for(self, reason: str) -> None:
-        self.reports.tell(f"{reason}: the run ends")
+        self.reports.log(f"{reason}: the run ends")
         self.stop()
 
     def stop(self) -> None:
@@ -192,10 +192,10 @@ class Trainer:
         try:
             path = self.checkpoints.save()
         except OSError as error:
-            self.reports.tell(f"no checkpoint written ({error}); the one before it is kept, training goes on")
+            self.reports.log(f"no checkpoint written ({error}); the one before it is kept, training goes on")
             return
         if asked:
-            self.reports.tell(f"saved {path}" if path else "nothing saved: this run keeps no checkpoints")
+            self.reports.log(f"saved {path}" if path else "nothing saved: this run keeps no checkpoints")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -229,9 +229,9 @@ class Trainer:
         step, total = self.learner.steps, self.config.learner.total_steps
         if self.folder is not None:
             how = "failed" if self._failure else "finished" if step >= total else "stopped"
-            self.reports.tell(f"{how} at step {step:,} of {total:,}; " + (f"saved {path}" if path else "nothing saved"))
+            self.reports.log(f"{how} at step {step:,} of {total:,}; " + (f"saved {path}" if path else "nothing saved"))
             if path and step < total:
-                self.reports.tell(f"go on with: {to_type()} --resume {self.folder}")
+                self.reports.log(f"go on with: {to_type()} --resume {self.folder}")
         self.reports.close()
 
 

@@ -62,11 +62,11 @@ class StoreSource:
         self._store, self._batch_size, self._clock = store, batch_size, clock
 
     def next(self, timeout: float) -> Work | None:
-        with self._clock.stage("wait"):
+        with self._clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
             return None
-        with self._clock.stage("batch"):
+        with self._clock.time("batch"):
             batch, episodes = self._store.read(slots)
             self._store.free(slots)
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch)

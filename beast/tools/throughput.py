@@ -237,7 +237,7 @@ def _acting(
     # Of PolyBeast's environments half wait for a forward while the others step.
     num_envs = -(-config.actors.num_actors // (2 if on_gpu else config.actors.processes))
     device = task.acting_device
-    group = task.env.make_group(list(range(num_envs)))
+    group = task.env.make_vector(list(range(num_envs)))
     policy = Policy(task.model, task.dtype, weights, num_envs, device)
     policy.refresh()
     generator, env = np.random.default_rng(0), group.reset()

@@ -50,7 +50,7 @@ def rate(processes: int, games: int, seconds: float) -> dict[str, Any]:
 def _step(parent: int, core: int, games: int, seconds: float, together: Any, result: Any) -> None:
     die_with(parent)
     os.sched_setaffinity(0, {core})
-    group = EnvChoice(ENV).make_group(list(range(core * games, (core + 1) * games)))
+    group = EnvChoice(ENV).make_vector(list(range(core * games, (core + 1) * games)))
     group.reset()
     choices = np.random.default_rng(core).integers(0, group.action_space.n, (100, games))
     group.step(choices[0])

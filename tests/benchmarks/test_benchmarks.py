@@ -24,7 +24,7 @@ def test_environment_measures_every_engine_that_is_installed(monkeypatch, tmp_pa
     monkeypatch.setattr(environment, "GAMES", 2)
     monkeypatch.setattr(environment, "ROUNDS", 2)
     figures = environment.measure(0.02)
-    assert set(figures["sps_per_core"]) >= {"EnvGroup (ours)", "AtariVectorEnv", "Gymnasium's wrappers"}
+    assert set(figures["sps_per_core"]) >= {"VectorEnvs (ours)", "AtariVectorEnv", "Gymnasium's wrappers"}
     assert all(50 < sps < 100_000 for sps in figures["sps_per_core"].values())
     assert figures["share_of_bare_emulator"][environment.BARE] == 1.0
     assert ("envpool" in figures["sps_per_core"]) != ("envpool" in figures["not_installed"])

@@ -159,6 +159,7 @@ def test_engines_are_born_with_the_usual_signals(start, engines):
         ignored = int(masks["SigIgn"], 16) & ~(1 << signal.SIGPIPE - 1) & ~(1 << signal.SIGXFSZ - 1)
         usual = (signal.SIGHUP, signal.SIGQUIT)
         ignored &= ~sum(1 << number - 1 for number in usual if signal.getsignal(number) == signal.SIG_IGN)
+        ignored &= (1 << 31) - 1  # those from 32 on are the C library's own, and some starters leave them ignored
         assert ignored == 0, file
 
 
@@ -217,6 +218,6 @@ def test_an_environment_that_cannot_be_made_leaves_none_of_those_before_it(tmp_p
 
     alive = []
     with pytest.raises(OSError, match="no licence"):
-        EnvChoice("third_fails:make").make_group([0, 1, 2], alive=lambda: alive.append(time.monotonic()))
+        EnvChoice("third_fails:make").make_vector([0, 1, 2], alive=lambda: alive.append(time.monotonic()))
     assert third_fails.closed == third_fails.made
     assert len(third_fails.made) == len(alive) == 2

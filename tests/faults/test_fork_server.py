@@ -297,10 +297,17 @@ def test_modules_in_the_current_folder_are_not_taken_for_others(tmp_path, where,
         for name in ("beast", "models", "monobeast"):  # and another of our names, in a place that comes before us
             (tmp_path / "other" / name).mkdir(parents=True)
             (tmp_path / "other" / name / "__init__.py").write_text("raise SystemExit('another package')\n")
-        if pythonpath == ".":
-            # What Python imports by itself before any program begins is beyond reach: it must not meet those.
-            for name in ("typing", "enum", "signal"):
-                (tmp_path / f"{name}.py").unlink()
+        # What Python imports by itself before any program begins (an editable installation's finder among it) is beyond
+        # reach: an empty name in PYTHONPATH is the current folder, so it must not meet those.
+        at_birth = subprocess.run(
+            [sys.executable, "-c", "import sys; print(*sys.modules)"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in {"typing", "enum", "signal", *at_birth.stdout.split()}:
+            (tmp_path / f"{name}.py").unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, str(program), "--env", "whose:make", *map(str, [*CATCH[2:], *PROCESSES]), "--total_steps", "400"],
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from beast import commands
 from beast.core.errors import ConfigError, EnvError, ModelError
-from beast.envs.base import group_of
+from beast.envs.base import vector_of
 from beast.run import checkpoint
 from beast.run.resolve import resolve_config
 from beast.settings.config import Config
@@ -147,7 +147,7 @@ class Scripted(gymnasium.Env[Any, Any]):
 @given(st.lists(STEPS | st.just("raise"), max_size=4))
 def test_whatever_an_environment_answers_is_whole_or_an_error_of_its_own(script):
     """Rows of exactly the announced shapes and dtypes, whatever numbers are in them; else one line, or its own exception."""
-    group = group_of([lambda: Scripted(script), lambda: Scripted([])], [0, 1])
+    group = vector_of([lambda: Scripted(script), lambda: Scripted([])], [0, 1])
     group.reset()
     for _ in range(len(script) + 1):
         try:

@@ -267,14 +267,14 @@ def test_a_stop_while_it_replays_loses_nothing(call, tmp_path, stop_at, monkeypa
     assert call(*CATCH, "--xpid", "a", "--total_steps", 400).code == 0
     stop_at(35)
     assert call(*CATCH, "--xpid", "b", "--total_steps", 400).code in (130, 143)
-    real = ActorGroup.replay
+    real = ActorGroup.fast_forward
 
     def stopped(self: ActorGroup, actions: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         real(self, actions)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ActorGroup, "replay", stopped)
+        patch.setattr(ActorGroup, "fast_forward", stopped)
         assert call("--resume", "b").code == 143
     assert call("--resume", "b").code == 0
     one, other = (checkpoint.load(checkpoint.find(name, "runs"))["learner"] for name in "ab")

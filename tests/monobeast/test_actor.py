@@ -36,7 +36,7 @@ class Watch(LocalStatus):
         self.steps += steps
         self.on_beat(self)
 
-    def stage(self, name):
+    def time(self, name):
         return nullcontext()
 
 
@@ -46,7 +46,7 @@ class Setting:
     def __init__(self, env=None, model="mlp", use_lstm=True, length=7, num_buffers=24, seed=3):
         self.env = env or EnvChoice("Catch", {"rows": 5})
         self.length, self.seed = length, seed
-        group = self.env.make_group([0])
+        group = self.env.make_vector([0])
         self.choice = ModelChoice(model, use_lstm, group.observation_space, group.action_space)
         torch.manual_seed(0)
         self.model = self.choice.build()
@@ -183,7 +183,7 @@ def test_the_actions_of_an_unroll_replayed_show_its_observations_and_rewards(set
     one = setting()
     unroll = one.actors(4)
     unrolls = [unroll() for _ in range(6)]
-    replay = one.env.make_group([seed_for(one.seed, "env", 4, 0)])
+    replay = one.env.make_vector([seed_for(one.seed, "env", 4, 0)])
     env = replay.reset()
     for t, action in enumerate(concatenate(unrolls, "action")):
         for name in ENV_FIELDS:

@@ -48,9 +48,9 @@ def test_a_batch_never_exceeds_the_maximum_and_leaves_the_rest_in_order() -> Non
     b = batcher(groups=5, size=2, most=5)
     for group in range(5):
         b.add(Request(group, 1), now=0.0)
-    assert [r.group for r in served(b.next_batch(0.0))] == [0, 1]
-    assert [r.group for r in served(b.next_batch(0.0))] == [2, 3]
-    assert [r.group for r in served(b.next_batch(0.0))] == [4]
+    assert [r.group_id for r in served(b.next_batch(0.0))] == [0, 1]
+    assert [r.group_id for r in served(b.next_batch(0.0))] == [2, 3]
+    assert [r.group_id for r in served(b.next_batch(0.0))] == [4]
 
 
 def test_a_group_larger_than_the_maximum_is_refused_with_both_numbers() -> None:
@@ -79,8 +79,8 @@ def test_only_one_kind_shares_a_batch_and_the_oldest_kind_goes_first() -> None:
     b = batcher()
     for group in (1, 0, 3, 2):
         b.add(Request(group, 1), now=0.0)
-    assert [r.group for r in served(b.next_batch(0.0, lambda group: group % 2))] == [1, 3]
-    assert [r.group for r in served(b.next_batch(0.0, lambda group: group % 2))] == [0, 2]
+    assert [r.group_id for r in served(b.next_batch(0.0, lambda group: group % 2))] == [1, 3]
+    assert [r.group_id for r in served(b.next_batch(0.0, lambda group: group % 2))] == [0, 2]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -110,15 +110,15 @@ def test_64_groups_of_100_requests_with_delays_and_deaths_are_each_served_exactl
                 assert b.add(Request(group, ticket[group]), now)
                 asked.append(Request(group, ticket[group]))
         while batch := b.next_batch(now):
-            size = sum(sizes[w.request.group] for w in batch)
+            size = sum(sizes[w.request.group_id] for w in batch)
             assert size <= most
             assert size >= least or now - min(w.since for w in batch) >= timeout - 1e-9
-            since = [waiting[w.request.group] for w in batch]
+            since = [waiting[w.request.group_id] for w in batch]
             assert since == sorted(since)
             for w in batch:
                 answered.append(w.request)
-                del waiting[w.request.group]
-                made[w.request.group] += 1
-                ready_at[w.request.group] = now + rng.random() * 0.02
+                del waiting[w.request.group_id]
+                made[w.request.group_id] += 1
+                ready_at[w.request.group_id] = now + rng.random() * 0.02
     assert sorted(answered) == sorted(asked)
     assert len(set(answered)) == len(answered) == 64 * 100

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from beast.core.data import ArraySpec, Chosen, EnvOutput, map_nested
-from beast.polybeast.mailbox import Line, Mailbox, Post, Request
+from beast.polybeast.mailbox import Line, Mailbox, Request, Rows
 from beast.store.unrolls import UnrollSpec
 
 FLOAT = np.dtype(np.float32)
@@ -36,9 +36,9 @@ def env_output(count: int, value: int) -> EnvOutput:
 @pytest.mark.parametrize("groups", [[slice(0, 2), slice(2, 5)], [slice(2, 5), slice(0, 2)]])
 def test_rows_of_groups_are_collected_in_the_order_asked_for(groups: list[slice]) -> None:
     mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
-    mailbox.post(slice(0, 2), env_output(2, 10), np.full((2, 5), 0.5, np.float32), opening=True)
-    mailbox.post(slice(2, 5), env_output(3, 20), np.full((3, 5), 0.25, np.float32), opening=False)
-    post = mailbox.collect(groups)
+    mailbox.put_rows(slice(0, 2), env_output(2, 10), np.full((2, 5), 0.5, np.float32), opening=True)
+    mailbox.put_rows(slice(2, 5), env_output(3, 20), np.full((3, 5), 0.25, np.float32), opening=False)
+    post = mailbox.get_rows(groups)
     expected = [10, 10, 20, 20, 20] if groups[0].start == 0 else [20, 20, 20, 10, 10]
     assert post.reward.tolist() == expected
     assert post.observation["image"][:, 1, 2].tolist() == expected
@@ -51,13 +51,13 @@ def test_answers_go_back_to_their_own_places() -> None:
     mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
     goal = np.arange(9, dtype=np.float32).reshape(3, 3)
     chosen = Chosen(np.array([7, 8, 9]), np.arange(15, dtype=np.float32).reshape(3, 5), {"goal": goal})
-    mailbox.reply([slice(3, 5), slice(0, 1)], chosen, version=4)
-    answer, version = mailbox.answer(slice(3, 5))
+    mailbox.put_actions([slice(3, 5), slice(0, 1)], chosen, version=4)
+    answer, version = mailbox.get_actions(slice(3, 5))
     assert answer.action.tolist() == [7, 8]
     assert answer.logits[1].tolist() == [5, 6, 7, 8, 9]
     assert answer.extra["goal"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert version == 4
-    answer, version = mailbox.answer(slice(0, 1))
+    answer, version = mailbox.get_actions(slice(0, 1))
     assert answer.action.tolist() == [9]
     assert answer.extra["goal"].tolist() == [[6, 7, 8]]
     assert version == 4
@@ -65,7 +65,7 @@ def test_answers_go_back_to_their_own_places() -> None:
 
 def test_states_are_left_for_their_places_alone() -> None:
     mailbox = Mailbox(SPEC, noise_size=5, num_actors=3)
-    mailbox.leave_state(slice(1, 2), [np.ones((1, 6), np.float32)])
+    mailbox.put_state(slice(1, 2), [np.ones((1, 6), np.float32)])
     (state,) = mailbox.core_state(slice(0, 3))
     assert state.sum(axis=1).tolist() == [0, 6, 0]
 
@@ -104,11 +104,11 @@ def test_messages_cross_processes_and_none_is_lost() -> None:
 
 def test_rows_can_be_copied_into_room_that_is_there_already() -> None:
     mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
-    mailbox.post(slice(0, 2), env_output(2, 10), np.full((2, 5), 0.5, np.float32), opening=True)
-    mailbox.post(slice(2, 5), env_output(3, 20), np.full((3, 5), 0.25, np.float32), opening=False)
-    room = mailbox.collect([slice(0, 5)])
-    room = Post(*(map_nested(np.copy, field) for field in room))
+    mailbox.put_rows(slice(0, 2), env_output(2, 10), np.full((2, 5), 0.5, np.float32), opening=True)
+    mailbox.put_rows(slice(2, 5), env_output(3, 20), np.full((3, 5), 0.25, np.float32), opening=False)
+    room = mailbox.get_rows([slice(0, 5)])
+    room = Rows(*(map_nested(np.copy, field) for field in room))
     groups = [slice(2, 5), slice(0, 1)]
-    post, expected = mailbox.collect(groups, room), mailbox.collect(groups)
+    post, expected = mailbox.get_rows(groups, room), mailbox.get_rows(groups)
     map_nested(np.testing.assert_array_equal, tuple(post), tuple(expected))
     assert np.shares_memory(post.observation["image"], room.observation["image"])

@@ -31,14 +31,14 @@ class FromWorkers:
         pass
 
 
-def work(context, ports, arguments, task, config, spec, weights, pipe):
+def work(status, ports, arguments, task, config, spec, weights, pipe):
     torch.set_num_threads(1)
     store = UnrollStore(spec, len(arguments.actors), arguments.unroll_length)  # this worker's own
     writer = store.attach(0, store.num_buffers).writer
-    actors = Actors(arguments, task.dtype, weights, writer, context)
+    actors = Actors(arguments, task.dtype, weights, writer, status)
     gradients, _ = make_learner(config, task)
     slots = np.arange(len(arguments.actors))
-    while not context.stopping and actors.unroll(slots):
+    while not status.stopping and actors.unroll(slots):
         weights.read(gradients.acting.parameters, gradients.acting.statistics)
         batch, episodes = store.read(slots.tolist())
         for gradient in gradients.of(gradients.to_device(batch)):

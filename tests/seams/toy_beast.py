@@ -15,8 +15,8 @@ class RandomActors:
 
     core_state = ()
 
-    def __init__(self, arguments, writer, watch):
-        self.group = ActorGroup(arguments, writer, watch)
+    def __init__(self, arguments, writer, status):
+        self.group = ActorGroup(arguments, writer, status)
         self._distribution = arguments.model.distribution()
         self._logits = np.zeros((len(arguments.actors), self._distribution.num_params), np.float32)
 
@@ -33,11 +33,11 @@ class RandomActors:
         self.group.close()
 
 
-def work(context, ports, arguments):
+def work(status, ports, arguments):
     (port,) = ports
-    actors = RandomActors(arguments, port.writer, context)
-    while not context.stopping:
-        context.beat()
+    actors = RandomActors(arguments, port.writer, status)
+    while not status.stopping:
+        status.beat()
         if (slots := port.acquire(timeout=0.2)) is not None and actors.unroll(slots):
             port.commit(slots)
 
@@ -52,6 +52,6 @@ def crew(task, config, spec, weights):
         return ActorArguments(task.env, task.model, everyone, config.run.seed, life, config.actors.unroll_length)
 
     if config.actors.serial:
-        return Crew(serial=lambda writer, life, watch: RandomActors(arguments(life), writer, watch))
+        return Crew(serial=lambda writer, life, status: RandomActors(arguments(life), writer, status))
     plan = WorkerPlan("random", work, lambda ports, life: (ports, arguments(life)), (config.actors.num_actors,))
     return Crew([plan])

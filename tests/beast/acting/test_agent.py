@@ -24,7 +24,7 @@ from beast.store.unrolls import UnrollStore
 from beast.store.weights import Weights
 
 ACTORS, LENGTH, UNROLLS = 3, 9, 4
-WATCH = SimpleNamespace(stopping=False, beat=lambda steps=0: None, stage=lambda name, size=0: nullcontext())
+STATUS = SimpleNamespace(stopping=False, beat=lambda steps=0: None, time=lambda name, size=0: nullcontext())
 RUNS = {
     "pong": {
         "env": "PongNoFrameskip-v4",
@@ -54,7 +54,7 @@ def test_logits_are_bit_for_bit_those_that_the_store_holds(tmp_path, flags):
     store = UnrollStore(task.unroll, 4 * ACTORS, LENGTH)
     port = store.attach(0, ACTORS)
     arguments = ActorArguments(task.env, task.model, tuple(range(ACTORS)), 3, 0, LENGTH)
-    actors = Actors(arguments, torch.float32, weights, port.writer, WATCH)
+    actors = Actors(arguments, torch.float32, weights, port.writer, STATUS)
     openings = 0
     for _ in range(UNROLLS):
         slots = port.acquire(0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from beast.acting.play import play
-from beast.envs.base import group_of
+from beast.envs.base import vector_of
 
 
 class Long(gymnasium.Env):
@@ -34,11 +34,11 @@ class Long(gymnasium.Env):
 def played(episodes, lengths):
     """Returns and lengths of so many games, where each environment has games of its own length."""
 
-    def make_group(seeds, *_, **__):
-        return group_of([lambda n=n: Long(n) for n in lengths[: len(seeds)]], seeds)
+    def make_vector(seeds, *_, **__):
+        return vector_of([lambda n=n: Long(n) for n in lengths[: len(seeds)]], seeds)
 
     agent = SimpleNamespace(choose=lambda observation, *_: SimpleNamespace(action=np.zeros(len(observation), np.int64)))
-    return play(SimpleNamespace(env=SimpleNamespace(make_group=make_group)), agent, episodes, seed=0)
+    return play(SimpleNamespace(env=SimpleNamespace(make_vector=make_vector)), agent, episodes, seed=0)
 
 
 def test_short_games_are_not_favoured():

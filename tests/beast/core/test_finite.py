@@ -39,7 +39,7 @@ def test_the_first_field_that_is_wrong_is_named_and_its_batch_kept(tmp_path, tol
     if field != "gradient":
         metrics["total_loss"] = torch.tensor(torch.nan)
     account = SkippedUpdates(tmp_path, 2, told.append)
-    assert not account.admit(7, batch, metrics)
+    assert not account.record(7, batch, metrics)
     path = tmp_path / "bad_batches" / "update_7.pt"
     assert told == [f"update 7 skipped: NaN or infinity in the {field}; its batch is {path}"]
     kept = torch.load(path, weights_only=True)
@@ -48,14 +48,14 @@ def test_the_first_field_that_is_wrong_is_named_and_its_batch_kept(tmp_path, tol
     assert torch.equal(kept["batch"]["action"], batch.action)
     assert torch.equal(kept["batch"]["observation"].isnan(), batch.observation.isnan())
     with pytest.raises(FloatingPointError, match=rf"2 updates in a row .* update 8 for .* the {field}: .*") as error:
-        account.admit(8, batch, metrics)
+        account.record(8, batch, metrics)
     assert remedy in str(error.value)
 
 
 def test_only_those_in_a_row_end_a_run_and_few_batches_are_kept(tmp_path, told):
     account = SkippedUpdates(tmp_path, 2, told.append)
     for update in range(1, 21):
-        assert account.admit(update, random_batch(), GOOD if update % 2 else BAD) == bool(update % 2)
+        assert account.record(update, random_batch(), GOOD if update % 2 else BAD) == bool(update % 2)
     assert account.count == len(told) == 10
     assert len(list((tmp_path / "bad_batches").iterdir())) == KEPT
     assert told[-1].endswith(f"bad_batches holds {KEPT} batches already")
@@ -63,7 +63,7 @@ def test_only_those_in_a_row_end_a_run_and_few_batches_are_kept(tmp_path, told):
 
 def test_a_batch_that_cannot_be_written_is_told_and_no_more(tmp_path, told):
     (tmp_path / "bad_batches").write_text("in the way")
-    assert not SkippedUpdates(tmp_path, 2, told.append).admit(1, random_batch(), BAD)
+    assert not SkippedUpdates(tmp_path, 2, told.append).record(1, random_batch(), BAD)
     assert "could not be written" in told[0]
-    assert not SkippedUpdates(None, 2, told.append).admit(1, random_batch(), BAD)
+    assert not SkippedUpdates(None, 2, told.append).record(1, random_batch(), BAD)
     assert told[1].endswith("its batch is not kept")

@@ -41,7 +41,7 @@ def aligned_single(env_id, seed):
     ],
 )
 def test_the_fast_path_plays_what_gymnasiums_wrappers_play(env_id, steps, games, rewards):
-    group, single = atari.make_group(env_id, [3], noop_max=0), aligned_single(env_id, 3)
+    group, single = atari.make_vector(env_id, [3], noop_max=0), aligned_single(env_id, 3)
     output, (stack, info) = group.reset(), single.reset()
     generator, over, ended, seen, lost = np.random.default_rng(0), False, 0, set(), 0
     for step in range(steps):
@@ -94,7 +94,7 @@ def test_every_form_of_an_id_is_the_same_game_with_its_own_stickiness(env_id, st
 
     monkeypatch.setattr(ale_py.vector_env, "AtariVectorEnv", Recorded)
     choice = EnvChoice(env_id)
-    group = choice.make_group([0, 1])
+    group = choice.make_vector([0, 1])
     assert choice.is_atari
     assert choice.action_repeat == 4
     assert group.observation_space.shape == (4, 84, 84)
@@ -105,7 +105,7 @@ def test_every_form_of_an_id_is_the_same_game_with_its_own_stickiness(env_id, st
 
 def test_without_sticky_actions_a_game_depends_on_its_actions_alone():
     def frames(env_id):
-        group = atari.make_group(env_id, [1, 2], noop_max=0)
+        group = atari.make_vector(env_id, [1, 2], noop_max=0)
         group.reset()
         generator = np.random.default_rng(0)
         return [group.step(np.repeat(generator.integers(6), 2)).observation.copy() for _ in range(60)]
@@ -118,7 +118,7 @@ def test_without_sticky_actions_a_game_depends_on_its_actions_alone():
 def test_the_action_set_is_the_games_own_or_all_eighteen(game, actions):
     for full, count in ((False, actions), (True, 18)):
         choice = EnvChoice(f"{game}NoFrameskip-v4", full_action_set=full)
-        assert choice.make_group([0]).action_space.n == count
+        assert choice.make_vector([0]).action_space.n == count
         assert choice.make_single().action_space.n == count
 
 
@@ -128,10 +128,10 @@ def test_other_ids_are_not_atari(env_id):
 
 
 def test_env_kwargs_reach_the_vector_environment():
-    group = EnvChoice("PongNoFrameskip-v4", {"img_height": 42, "img_width": 40, "stack_num": 2}).make_group([0])
+    group = EnvChoice("PongNoFrameskip-v4", {"img_height": 42, "img_width": 40, "stack_num": 2}).make_vector([0])
     assert group.observation_space.shape == (2, 42, 40)
     assert group.observation_spec.stack == 2
-    colour = EnvChoice("PongNoFrameskip-v4", {"grayscale": False}).make_group([0])
+    colour = EnvChoice("PongNoFrameskip-v4", {"grayscale": False}).make_vector([0])
     assert colour.observation_space.shape == (4, 84, 84, 3)
     assert colour.reset().observation.shape == (1, 4, 84, 84, 3)
 
@@ -142,7 +142,7 @@ def test_env_kwargs_reach_the_vector_environment():
 )
 def test_env_kwargs_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(EnvError, match=message):
-        EnvChoice("PongNoFrameskip-v4", arguments).make_group([0])
+        EnvChoice("PongNoFrameskip-v4", arguments).make_vector([0])
 
 
 # -- lives ----------------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_env_kwargs_that_do_not_fit_are_refused(arguments, message):
 
 def breakout(evaluation):
     """Rows of random Breakout until two games are over, and the lives on each."""
-    group = atari.make_group("BreakoutNoFrameskip-v4", [4], evaluation=evaluation)
+    group = atari.make_vector("BreakoutNoFrameskip-v4", [4], evaluation=evaluation)
     lives_after, step = [], group.vector.step
 
     def watched(actions):
@@ -197,7 +197,7 @@ def test_a_return_is_that_of_the_full_game_and_is_reported_once(evaluation):
 
 
 def test_stacks_are_blank_before_a_games_first_frame():
-    group = atari.make_group("PongNoFrameskip-v4", [0, 1], max_num_frames_per_episode=40)
+    group = atari.make_vector("PongNoFrameskip-v4", [0, 1], max_num_frames_per_episode=40)
     observation = group.reset().observation
     for _ in range(2):  # the first game, and the one after an automatic reset
         for shown in range(1, 6):
@@ -212,7 +212,7 @@ def test_stacks_are_blank_before_a_games_first_frame():
 
 
 def test_a_game_at_its_frame_limit_is_truncated_and_not_terminated():
-    group = atari.make_group("PongNoFrameskip-v4", [0], max_num_frames_per_episode=40)
+    group = atari.make_vector("PongNoFrameskip-v4", [0], max_num_frames_per_episode=40)
     group.reset()
     outputs = [group.step(np.array([2])) for _ in range(12)]
     assert [output.truncated[0] for output in outputs] == [False] * 9 + [True] + [False] * 2
@@ -223,7 +223,7 @@ def test_a_game_at_its_frame_limit_is_truncated_and_not_terminated():
 
 def opening_frames(env_id, seed, games, **arguments):
     """How many frames the emulator ran before each game's first row. The games are one frame long."""
-    vector = atari.make_group(env_id, [seed], max_num_frames_per_episode=1, **arguments).vector
+    vector = atari.make_vector(env_id, [seed], max_num_frames_per_episode=1, **arguments).vector
     _, info = vector.reset(seed=np.array([seed]))
     frames = [int(info["episode_frame_number"][0])]
     while len(frames) < games:
@@ -252,7 +252,7 @@ def test_the_seed_fixes_the_no_ops_of_all_games():
 
 def test_fire_on_reset_serves_the_ball_of_breakout():
     def loses_a_life_without_moving(**arguments):
-        group = atari.make_group("BreakoutNoFrameskip-v4", [0], **arguments)
+        group = atari.make_vector("BreakoutNoFrameskip-v4", [0], **arguments)
         group.reset()
         return any(group.step(np.array([0])).terminated[0] for _ in range(100))
 
@@ -265,7 +265,7 @@ def test_fire_on_reset_serves_the_ball_of_breakout():
 
 def trajectory(env_id, seeds, steps=120):
     """`[steps, E, ...]` newest frames under the same actions."""
-    group = atari.make_group(env_id, seeds)
+    group = atari.make_vector(env_id, seeds)
     group.reset()
     generator = np.random.default_rng(0)
     return np.stack(

@@ -86,7 +86,7 @@ def test_observations_lie_in_their_space_and_the_rendering_enlarges_them():
 
 
 def test_the_share_of_caught_balls_is_a_metric():
-    group = EnvChoice("Catch").make_group([0])
+    group = EnvChoice("Catch").make_vector([0])
     assert group.metric_names[0] == "caught"
     output = group.reset()
     while np.isnan(output.episode_return[0]):

@@ -135,7 +135,7 @@ def test_every_suite_is_documented_and_has_an_extra():
 @pytest.mark.parametrize("name", ["MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-5x5", "minigrid:MiniGrid-Empty-5x5-v0"])
 def test_minigrid_may_be_named_with_and_without_its_package_and_version(name):
     needs(name)
-    assert EnvChoice(name).make_group([0]).action_space == spaces.Discrete(7)
+    assert EnvChoice(name).make_vector([0]).action_space == spaces.Discrete(7)
     assert EnvChoice(name).preset == "minigrid"
 
 
@@ -144,7 +144,7 @@ def test_minigrid_may_be_named_with_and_without_its_package_and_version(name):
 )
 def test_minatar_may_be_named_by_any_of_its_modules(name):
     needs(name)
-    assert EnvChoice(name).make_group([0]).observation_space.shape == (10, 10, 4)
+    assert EnvChoice(name).make_vector([0]).observation_space.shape == (10, 10, 4)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_suite_that_cannot_be_imported_is_one_line_too(call, monkeypatch):
 def test_a_misspelt_id_of_a_suite_is_answered_with_the_nearest_one():
     needs("MiniGrid-Empty-5x5-v0")
     with pytest.raises(EnvError, match="did you mean MiniGrid-Empty-5x5-v0"):
-        EnvChoice("MiniGrid-Emty-5x5-v0").make_group([0])
+        EnvChoice("MiniGrid-Emty-5x5-v0").make_vector([0])
 
 
 def test_an_id_of_the_users_own_package(own_module):
@@ -188,11 +188,11 @@ def test_an_id_of_the_users_own_package(own_module):
         "gymnasium.register('OwnThing-v0', 'beast.envs.catch:Catch', kwargs={'rows': 7})\n",
     )
     try:
-        assert EnvChoice(f"{name}:OwnIds/Thing-v3").make_group([0]).observation_space.shape == (6, 5)
-        assert EnvChoice(f"{name}:OwnIds/Thing").make_group([0]).observation_space.shape == (6, 5)
-        assert EnvChoice(f"{name}:OwnThing-v0", {"columns": 3}).make_group([0]).observation_space.shape == (7, 3)
+        assert EnvChoice(f"{name}:OwnIds/Thing-v3").make_vector([0]).observation_space.shape == (6, 5)
+        assert EnvChoice(f"{name}:OwnIds/Thing").make_vector([0]).observation_space.shape == (6, 5)
+        assert EnvChoice(f"{name}:OwnThing-v0", {"columns": 3}).make_vector([0]).observation_space.shape == (7, 3)
         with pytest.raises(EnvError, match=r"importing own_ids registers no OwnThing-v1; did you mean OwnThing-v0"):
-            EnvChoice(f"{name}:OwnThing-v1").make_group([0])
+            EnvChoice(f"{name}:OwnThing-v1").make_vector([0])
     finally:
         for key in ("OwnIds/Thing-v3", "OwnThing-v0"):
             del gymnasium.registry[key]
@@ -200,7 +200,7 @@ def test_an_id_of_the_users_own_package(own_module):
 
 def test_an_atari_id_may_name_its_package():
     assert EnvChoice("ale_py:ALE/Pong-v5").is_atari
-    assert EnvChoice("ale_py:ALE/Pong-v5").make_group([0]).observation_spec.stack == 4
+    assert EnvChoice("ale_py:ALE/Pong-v5").make_vector([0]).observation_spec.stack == 4
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_which_code_a_name_brings_is_known_before_any_is_imported(name, wrappers
 
 def test_minigrids_grids_are_codes_and_its_missions_words():
     needs("MiniGrid-Empty-5x5-v0")
-    group = EnvChoice("MiniGrid-GoToDoor-5x5-v0").make_group([0])
+    group = EnvChoice("MiniGrid-GoToDoor-5x5-v0").make_vector([0])
     space = group.observation_space
     assert isinstance(space["image"], Codes)
     assert isinstance(space["mission"], Words)
@@ -250,7 +250,7 @@ def test_minigrids_wrappers_say_whether_it_is_codes_or_a_picture(wrapper, kind):
 def test_an_old_style_suite_is_seeded_and_says_how_it_ended():
     needs("CrafterReward-v1")
     choice = EnvChoice("CrafterReward-v1", {"length": 3})
-    group = choice.make_group([3, 4, 3])
+    group = choice.make_vector([3, 4, 3])
     start = group.reset().observation
     np.testing.assert_array_equal(start[0], start[2])
     assert (start[0] != start[1]).any()

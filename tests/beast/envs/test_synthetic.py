@@ -88,7 +88,9 @@ def test_a_sleeping_step_costs_time_but_no_processor():
     ],
 )
 def test_it_fails_at_the_step_it_was_told_to_and_not_before(fail, error, message):
-    group = EnvChoice("Synthetic", {"fail_after": 4, "fail": fail, "episode_steps": 2, "shape": (2, 3)}).make_group([0])
+    group = EnvChoice("Synthetic", {"fail_after": 4, "fail": fail, "episode_steps": 2, "shape": (2, 3)}).make_vector(
+        [0]
+    )
     group.reset()
     for _ in range(4):  # three steps, and the reset between the second and the third
         group.step(np.array([0]))
@@ -97,7 +99,7 @@ def test_it_fails_at_the_step_it_was_told_to_and_not_before(fail, error, message
 
 
 def test_it_gives_nan_when_told_to():
-    group = EnvChoice("Synthetic", {"fail_after": 2, "fail": "nan", "shape": (3,)}).make_group([0])
+    group = EnvChoice("Synthetic", {"fail_after": 2, "fail": "nan", "shape": (3,)}).make_vector([0])
     group.reset()
     assert [bool(np.isnan(group.step(np.array([0])).reward[0])) for _ in range(3)] == [False, True, True]
 

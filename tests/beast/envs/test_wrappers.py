@@ -67,7 +67,7 @@ def test_the_repeat_counts_frames(counting):
 
 
 def test_a_limit_is_in_steps_of_the_policy_and_cuts(counting):
-    group = choice({"max_episode_steps": 2, "action_repeat": 2}, counting).make_group([0])
+    group = choice({"max_episode_steps": 2, "action_repeat": 2}, counting).make_vector([0])
     group.reset()
     outputs = [group.step(np.array([0])) for _ in range(4)]
     assert [bool(output.truncated[0]) for output in outputs] == [False, True, False, False]
@@ -80,7 +80,7 @@ def test_a_limit_above_the_registered_one_replaces_it():
     gymnasium.register(name, "beast.envs.catch:Catch", kwargs={"rows": 100}, max_episode_steps=5)
     try:
         for limit, steps in ((None, 5), (50, 50), (3, 3)):
-            group = EnvChoice(name, standard=Standard(max_episode_steps=limit)).make_group([0])
+            group = EnvChoice(name, standard=Standard(max_episode_steps=limit)).make_vector([0])
             group.reset()
             outputs = [group.step(np.array([0])) for _ in range(steps)]
             assert [bool(output.truncated[0]) for output in outputs] == [False] * (steps - 1) + [True]
@@ -89,7 +89,7 @@ def test_a_limit_above_the_registered_one_replaces_it():
 
 
 def test_stacks_hold_the_newest_steps_blank_before_the_first(counting):
-    group = choice({"frame_stack": 3}, counting).make_group([0, 1])
+    group = choice({"frame_stack": 3}, counting).make_vector([0, 1])
     assert group.observation_spec.stack == 3
     assert group.observation_space.shape == (3, 2)
     seen = [group.reset().observation.copy()]
@@ -110,7 +110,7 @@ def test_stacked_rows_are_stored_once_and_rebuilt(counting):
 
 
 def test_actions_stick(counting):
-    group = choice({"repeat_action_probability": 0.5}, counting).make_group([3])
+    group = choice({"repeat_action_probability": 0.5}, counting).make_vector([3])
     group.reset()
     asked = [int(a) for a in np.random.default_rng(0).integers(9, size=400)]
     for action in asked:
@@ -129,7 +129,7 @@ def test_the_users_own_wrappers_are_put_on_innermost_first(own_module, counting)
     )
     for wrapper, paid in ((f"{name}:double", 2), (f"{name}:Plus", 11), (f"{name}:double, {name}:Plus", 12),
                           (f"{name}:Plus,{name}:double", 22)):  # fmt: skip
-        group = choice({"wrapper": wrapper}, counting).make_group([0])
+        group = choice({"wrapper": wrapper}, counting).make_vector([0])
         group.reset()
         assert group.step(np.array([0])).reward.tolist() == [paid]
 
@@ -145,7 +145,7 @@ def test_the_users_own_wrappers_are_put_on_innermost_first(own_module, counting)
 )
 def test_a_wrapper_that_is_none_is_one_line(wrapper, message):
     with pytest.raises(EnvError, match=message):
-        EnvChoice("Catch-v0", standard=Standard(wrapper=wrapper)).make_group([0])
+        EnvChoice("Catch-v0", standard=Standard(wrapper=wrapper)).make_vector([0])
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_no_run_goes_on_with_other_wrappers(call):
 
 def test_on_atari_they_are_settings_of_the_emulator():
     flags = Standard(action_repeat=2, frame_stack=3, resize="42x40", max_episode_steps=6)
-    group = EnvChoice("PongNoFrameskip-v4", standard=flags).make_group([0])
+    group = EnvChoice("PongNoFrameskip-v4", standard=flags).make_vector([0])
     assert group.observation_space.shape == (3, 42, 40)
     assert group.observation_spec.stack == 3
     group.reset()
@@ -253,7 +253,7 @@ def test_on_atari_they_are_settings_of_the_emulator():
 
 def test_on_atari_a_flag_and_its_argument_are_not_both_given():
     with pytest.raises(EnvError, match="--action_repeat and frameskip in --env_kwargs are the same setting"):
-        EnvChoice("PongNoFrameskip-v4", {"frameskip": 2}, standard=Standard(action_repeat=3)).make_group([0])
+        EnvChoice("PongNoFrameskip-v4", {"frameskip": 2}, standard=Standard(action_repeat=3)).make_vector([0])
 
 
 @pytest.mark.parametrize(("given", "sticky"), [(None, 0.0), (0.25, 0.25)])
@@ -268,7 +268,7 @@ def test_on_atari_actions_stick_in_the_emulator(monkeypatch, given, sticky):
         return real(game, **settings)
 
     monkeypatch.setattr(ale_py.vector_env, "AtariVectorEnv", recorded)
-    EnvChoice("PongNoFrameskip-v4", standard=Standard(repeat_action_probability=given)).make_group([0])
+    EnvChoice("PongNoFrameskip-v4", standard=Standard(repeat_action_probability=given)).make_vector([0])
     assert made[0]["repeat_action_probability"] == sticky
 
 
@@ -290,7 +290,7 @@ def test_on_atari_the_users_own_wrappers_go_around_the_preprocessing(own_module)
 
 def lives_and_actions(**flags):
     """Breakout without anyone serving: what the emulator was given, and what it said of lives."""
-    group = EnvChoice("BreakoutNoFrameskip-v4", {"noop_max": 0}, **flags).make_group([0])
+    group = EnvChoice("BreakoutNoFrameskip-v4", {"noop_max": 0}, **flags).make_vector([0])
     given, step = [], group.vector.step
 
     def watched(actions):

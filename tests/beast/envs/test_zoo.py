@@ -16,7 +16,7 @@ from row_table import check_table, unrolls
 
 from beast.core.errors import EnvError
 from beast.envs import EnvChoice
-from beast.envs.base import Adapter, EnvGroup
+from beast.envs.base import Adapter, VectorEnvs
 
 TINY = ["--num_actors", 2, "--num_actor_processes", 0, "--unroll_length", 8, "--batch_size", 2, "--total_steps", 48]
 RUNNING = [*zoo.OBSERVATIONS, *zoo.ACTIONS, *zoo.OTHERS]
@@ -60,7 +60,7 @@ def test_it_is_refused_by_its_key_with_a_way_out(call, tmp_path, name):
 
 def test_environments_of_one_name_with_different_spaces_are_refused():
     with pytest.raises(EnvError, match=r"different spaces.*\(1,\).*\(2,\).*observation_space"):
-        EnvChoice("zoo:different").make_group([0, 1])
+        EnvChoice("zoo:different").make_vector([0, 1])
 
 
 @pytest.mark.parametrize("name", ["dict", "dict of actions", "old class"])
@@ -93,7 +93,7 @@ def test_success_and_episode_statistics_reach_the_logs(call, tmp_path):
 
 
 def test_info_of_changing_types_does_no_harm():
-    group = EnvChoice("zoo:make", {"name": "box"}).make_group([0, 1])  # info holds None, a text, a boolean, a dict
+    group = EnvChoice("zoo:make", {"name": "box"}).make_vector([0, 1])  # info holds None, a text, a boolean, a dict
     group.reset()
     for _ in range(20):
         output = group.step(np.zeros(2, np.int64))
@@ -168,7 +168,7 @@ def test_numbers_that_a_space_has_no_place_for_are_refused(space, value):
 
 def test_what_an_adapter_says_fits_what_gymnasium_stores():
     """Whatever an environment's own types are, the batch has the spec's."""
-    group = EnvGroup(SyncVectorEnv([lambda: Adapter(zoo.make("lists and arrays of one element"))] * 2), [0, 1])
+    group = VectorEnvs(SyncVectorEnv([lambda: Adapter(zoo.make("lists and arrays of one element"))] * 2), [0, 1])
     observation = group.reset().observation
     assert observation["a"].dtype == np.float32
     assert observation["b"].dtype == np.uint8

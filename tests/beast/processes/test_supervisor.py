@@ -80,7 +80,7 @@ def be_deaf(context):
 
 def time_stages(context):
     for stage, seconds in (("environment", 0.05), ("wait", 0.02)):
-        with context.stage(stage):
+        with context.time(stage):
             time.sleep(seconds)
     context.beat(3 + context.index)
     work_quietly(context)

@@ -89,7 +89,7 @@ def test_plain_lines_show_extras_only_when_they_are_new() -> None:
 
 def test_plain_lines_survive_any_encoding() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), "ascii")
-    PlainConsole(stream).tell("naïve \udcff")
+    PlainConsole(stream).log("naïve \udcff")
     assert stream.buffer.getvalue() == b"na\\xefve \\udcff\n"
 
 
@@ -97,7 +97,7 @@ def test_a_closed_stream_is_ignored() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
     view = PlainConsole(stream)
     stream.close()
-    view.tell("nobody reads this")
+    view.log("nobody reads this")
 
 
 SCRIPT = """
@@ -107,7 +107,7 @@ live = {"live": True, "plain": False, "auto": None}[sys.argv[1]]
 console = open_console("title", Report(1000), live)
 for step in range(30):
     console.show(Report(1000, step=step, losses={"total_loss": 1.0}))
-    console.tell("still here")
+    console.log("still here")
     time.sleep(float(sys.argv[2]))
 console.close()
 sys.stderr.write("done")
@@ -199,7 +199,7 @@ def test_redrawing_erases_nothing_and_the_cursor_stays(monkeypatch: pytest.Monke
 def test_told_lines_go_above_the_view_word_for_word(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(monkeypatch, 80)
     start = len(terminal.stream.getvalue())
-    terminal.console.tell("failed: [bold]KeyError[/bold] :smile: " + "x" * 100)
+    terminal.console.log("failed: [bold]KeyError[/bold] :smile: " + "x" * 100)
     print("a library speaks")
     terminal.console.close()
     lines = visible(terminal.stream.getvalue()[start:])

@@ -227,8 +227,8 @@ def test_new_columns_may_come_at_any_time(tmp_path: Path) -> None:
 
 def test_log_takes_told_lines_with_their_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reports = make(tmp_path)
-    reports.tell("actor-3 was killed\nby someone")
-    reports.tell("on we go \udcff")  # a byte that no encoding knows
+    reports.log("actor-3 was killed\nby someone")
+    reports.log("on we go \udcff")  # a byte that no encoding knows
     log = (tmp_path / "log.txt").read_text()
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
     assert re.fullmatch(rf"{stamp} actor-3 was killed\nby someone\n{stamp} on we go \?\n", log)
@@ -238,7 +238,7 @@ def test_log_takes_told_lines_with_their_time(tmp_path: Path, capsys: pytest.Cap
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     reports = make(None)
-    reports.tell("hello")
+    reports.log("hello")
     say(reports, 100)
     reports.close()
     assert list(tmp_path.iterdir()) == []
@@ -348,7 +348,7 @@ def test_a_full_disk_is_told_once_and_ends_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(module, "_append", full)
         patch.setattr(module, "write_atomically", full)
-        reports.tell("a line")
+        reports.log("a line")
         say(reports, 200)
         say(reports, 300, extra={"new": 1.0})
     output = capsys.readouterr().out
@@ -371,10 +371,10 @@ def say(steps):
 say(range(3))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 say(range(3, 100))
-reports.tell("word " * 10_000)
+reports.log("word " * 10_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 say(range(100, 103))
-reports.tell("end")
+reports.log("end")
 """
 
 

@@ -44,9 +44,9 @@ def test_clocks_add_up_the_same_seconds_with_and_without_a_trace():
 def test_a_context_counts_on_the_board_and_in_the_ring_of_its_place_over_several_lives():
     board = StatusBoard(2)
     trace = Trace()
-    with trace.context(board, 1).stage("store"):
+    with trace.status_of(board, 1).time("store"):
         pass
-    with trace.context(board, 1).stage("environment", 3):
+    with trace.status_of(board, 1).time("environment", 3):
         pass
     events, _ = trace._rings[1].read()
     assert [(event.stage, event.size) for event in events] == [("store", 0), ("environment", 3)]
@@ -56,7 +56,7 @@ def test_a_context_counts_on_the_board_and_in_the_ring_of_its_place_over_several
 def test_the_file_holds_what_happened_in_the_window_and_names_rings_that_were_too_small(tmp_path):
     board, trace, path = StatusBoard(2), Trace(capacity=3), tmp_path / "trace.json"
     for index in (0, 1):
-        trace.context(board, index)
+        trace.status_of(board, index)
     for start in (1.0, 9.5, 10.5, 11.5):  # the first is overwritten
         trace._rings[0].add(0, start, start + 1.0, 0)
     for start in (10.0, 10.2, 10.4, 10.6):  # here, one of the window itself is

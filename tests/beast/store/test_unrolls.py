@@ -209,7 +209,7 @@ def test_frames_of_stacks_are_stored_once_and_one_blank_frame_beside_them(make_s
     ],
 )
 def test_restacked_frames_equal_the_emulators_own_stacks(make_store, env_id, length, unrolls, arguments):
-    group = atari.make_group(env_id, [1, 2], **arguments)
+    group = atari.make_vector(env_id, [1, 2], **arguments)
     spec = UnrollSpec(group.observation_spec, ArraySpec((), INT64), group.action_space.n, ())
     store = make_store(spec, num_buffers=4, unroll_length=length)
     port = store.attach(0, 2)
