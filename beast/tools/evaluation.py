@@ -27,7 +27,7 @@ def from_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate a checkpoint, read from `path`; everything but the count of episodes comes from it.
 
-    It runs what the checkpoint names: ask `checkpoint.settings_of` first whether it may.
+    It runs what the checkpoint names: ask `trust.settings_of` first whether it may.
 
     Args:
         other: flags of another environment of the same spaces.

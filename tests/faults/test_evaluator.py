@@ -38,7 +38,9 @@ def test_it_is_stopped_and_killed_at_any_moment_and_training_goes_on(start, tmp_
         victim.send_signal(how)
         told = "gave no sign of life" if how == signal.SIGSTOP else "was killed by SIGKILL"
         before = rows(run)[-1]["step"]
-        wait_until(lambda before=before: rows(run)[-1]["step"] > before, f"training beside an evaluator after {how.name}")
+        wait_until(
+            lambda before=before: rows(run)[-1]["step"] > before, f"training beside an evaluator after {how.name}"
+        )
         program.wait_for(f"evaluator (pid {victim.pid}) {told}")
         done = rows(run)[-1]["step"]
         wait_until(lambda done=done: answered(done), "an evaluation by the next one")
