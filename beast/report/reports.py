@@ -102,7 +102,7 @@ class Reports:
                 self._lags = number + policy_lags.numel(), lags + int(policy_lags.sum()), most
 
     def lag(self) -> dict[str, float]:
-        """Return `mean` and `max` of the policy lag in updates since the last report, or the last values if no update was made."""
+        """Return `mean` and `max` of the policy lag in updates since the last report; the last values if no update was made."""
         with self._lock:
             return _mean_max(*self._lags) or self._last_lag
 

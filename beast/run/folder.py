@@ -23,7 +23,7 @@ import beast
 from beast.core.errors import CheckpointError, ConfigError
 from beast.processes import machine, paths
 from beast.report.files import write_json
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 from beast.settings.config import Config, RunConfig, is_name
 
 _LOCK = ".lock"
@@ -188,11 +188,11 @@ def run_to_resume(given: dict[str, Any]) -> Path | None:
     if not name:
         return None
     if name != "auto":
-        return checkpoint.find_run(name, savedir)
+        return finding.find_run(name, savedir)
     if not given.get("xpid"):
         raise ConfigError("--resume auto must know which run: add --xpid NAME")
     folder = Path(savedir) / given["xpid"]
-    return checkpoint.find_run(str(folder), savedir) if checkpoint.saved(folder) else None
+    return finding.find_run(str(folder), savedir) if checkpoint.saved(folder) else None
 
 
 def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def from_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate a checkpoint that was read from `path`.
 
-    This runs code that the checkpoint names: call `checkpoint.settings_of` first, which checks whether it may.
+    This runs code that the checkpoint names: call `trust.settings_of` first, which checks whether it may.
 
     Args:
         path: the checkpoint's file, for messages.
