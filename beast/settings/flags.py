@@ -21,7 +21,7 @@ from beast.core import names
 from beast.settings.presets import PRESETS
 
 MOST_USED = ("env", "model", "num_actors", "total_steps", "seed", "xpid", "resume")
-_BRIEF_END = """[48; classic: 16] means 48 by default and 16 with the preset classic (--help-all says which environments get it).
+_BRIEF_END = """[48; classic: 16] means 48 by default and 16 with the preset classic (--help-all says when it is chosen).
 All flags and presets: --help-all"""
 
 
