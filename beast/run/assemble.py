@@ -11,6 +11,7 @@ import torch
 
 from beast.acting.task import Task
 from beast.core.algorithms import algorithm_module, algorithm_of
+from beast.core.errors import ConfigError
 from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
@@ -24,6 +25,7 @@ from beast.run.action_log import ActionLog
 from beast.run.callbacks import Callbacks, callback_module
 from beast.run.crew import Crew, WorkerPlan, beast_module
 from beast.run.evaluator import Evaluator
+from beast.run.experience import Experience
 from beast.run.learning import Learning
 from beast.run.reporter import Reporter
 from beast.run.saving import Checkpoints
@@ -71,8 +73,11 @@ def assemble(
     weights = Weights.like(learner.acting)
     store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
-    source = crew.source(StoreSource(store, config.learner.batch_size, clock))
-    reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
+    fresh = crew.source(StoreSource(store, config.fresh_unrolls, clock))
+    _check_replay(config, crew)
+    experience = Experience(fresh, config, task, life, clock, reports.log)
+    source = experience.source
+    reporter = Reporter(reports, skipped, heard, task.device.type != "cpu", experience.learned)
     learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()
 
@@ -95,8 +100,18 @@ def assemble(
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
-        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
+        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, experience=experience, serial=serial,
+        evaluator=evaluator,
     )  # fmt: skip
+
+
+def _check_replay(config: Config, crew: Crew) -> None:
+    """Raises ConfigError if unrolls are to be kept or written that the learner never sees."""
+    if not crew.gives_batches and (config.replayed_unrolls or config.replay.record_unrolls):
+        raise ConfigError(
+            f"--replay_capacity, --demonstrations and --record_unrolls do not go with --trainer {config.learner.trainer}, "
+            "whose workers send gradients"
+        )
 
 
 def _listeners(

@@ -42,6 +42,8 @@ class Crew:
     """By name; each ends soon when its argument is `stopping`."""
     source: Callable[[Source], Source] = lambda own: own
     """From the store's source to the one that the learner asks."""
+    gives_batches: bool = True
+    """Whether its work comes as batches: of gradients that workers computed nothing can be kept, or recorded."""
     counts: Callable[[], dict[str, Any]] = dict
     """Counts that the beast keeps of its own, for profile."""
     summarise: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, after: {}

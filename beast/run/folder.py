@@ -208,7 +208,7 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
     if not is_name(flags.get("xpid")):
         flags = flags | {"xpid": None}  # of a version that allowed it; the folder has its name already
-    return flags | given
+    return flags | {"record_unrolls": None} | given  # no file says where else something is to be written
 
 
 def point_latest_to(folder: Path) -> None:

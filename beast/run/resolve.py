@@ -33,8 +33,8 @@ def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
     Raises:
         ConfigError, EnvError, ModelError: one line each.
     """
-    # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
-    asked = Config.from_flat(values | {"num_buffers": None})
+    # Checks what was typed before anything is started; what goes with a batch is for the preset to say.
+    asked = Config.from_flat(values | {"num_buffers": None, "replay_capacity": 0, "demonstrations": None})
     with nothing_left_behind():
         return _look(asked, values)
 

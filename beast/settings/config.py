@@ -21,6 +21,7 @@ from beast.core.optimisers import OptimiserConfig
 from beast.envs import EnvChoice, Standard
 from beast.processes.machine import usable_cores
 from beast.settings.presets import PRESETS
+from beast.store.replay import ReplayConfig
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:
@@ -297,9 +298,14 @@ class Config:
     """the algorithm's own Config"""
     optimiser: OptimiserConfig
     inference: InferenceConfig
+    replay: ReplayConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
+        try:
+            _ = self.replayed_unrolls
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if self.num_buffers < self.least_buffers:
             raise ConfigError(
                 f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}) + batch_size "
@@ -315,6 +321,16 @@ class Config:
     def num_buffers(self) -> int:
         """Slots of the unroll store: actors write one set while the one before it is learned."""
         return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
+
+    @property
+    def replayed_unrolls(self) -> int:
+        """Unrolls of each batch that were learned from before, or are demonstrations; the rest of it is fresh."""
+        return self.replay.unrolls(self.learner.batch_size)
+
+    @property
+    def fresh_unrolls(self) -> int:
+        """Unrolls of each batch that nobody has learned from before."""
+        return self.learner.batch_size - self.replayed_unrolls
 
     @property
     def open_files(self) -> int:
@@ -337,6 +353,7 @@ class Config:
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
             "inference": InferenceConfig,
+            "replay": ReplayConfig,
             "run": RunConfig,
         }
 

@@ -27,6 +27,10 @@ class Work(NamedTuple):
     """Computed elsewhere."""
     slots: tuple[int, ...] = ()
     """Of the store, if they are still taken."""
+    fresh: Batch | None = None
+    """The part of `batch` that nobody has learned from before: it is what enters a replay. None: all of it is."""
+    replayed_versions: torch.Tensor = torch.empty(0, dtype=torch.int64)
+    """int64, any shape, on the CPU: as `versions`, for the steps that were learned from before; demonstrations have none."""
 
 
 class Source(Protocol):
