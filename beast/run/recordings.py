@@ -29,6 +29,7 @@ from beast.core.data import ArraySpec, Batch, flatten, map_nested
 from beast.core.distributions import Distribution
 from beast.core.errors import ConfigError
 from beast.report.files import write_atomically, write_json
+from beast.run.checkpoint import remove_left_behind
 from beast.store.batches import BatchLayout
 from beast.store.replay import replay_specs
 from beast.store.unrolls import UnrollSpec
@@ -141,6 +142,7 @@ def prepare(folder: Path, spec: UnrollSpec, unroll_length: int, env: str) -> Non
     fields = _described(fields_of(spec, unroll_length))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_left_behind(folder)
         if (folder / _SPEC).exists():
             _check_spec("record_unrolls", folder, fields)
         else:

@@ -1,4 +1,4 @@
-"""What became of each unit of work: reported, or among the skipped ones."""
+"""What becomes of each unit of work: its updates are reported or counted as skipped."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class _Unit(NamedTuple):
 
 
 class Reporter:
-    """Hears of every unit, and says so.
+    """The receiver of every unit that was learned from.
 
     Args:
-        reports: of the run.
-        skipped: the account of updates that were not made.
-        callbacks: the user's.
-        late: whether a unit is looked at only when the next one has been made: then nobody waits for a GPU.
-        learned: takes each unit whose updates were all made, and the number of its first one.
+        reports: the run's reports.
+        skipped: the account of skipped updates.
+        callbacks: the user's callbacks.
+        late: whether a unit is examined only after the next one was made, so that nothing waits for a GPU.
+        learned: takes each unit of which no update was skipped, and the number of its first update.
     """
 
     def __init__(
@@ -41,15 +41,16 @@ class Reporter:
         self._pending: _Unit | None = None
 
     def add(self, step: int, work: Work, lags: torch.Tensor, updates: list[Update]) -> None:
-        """Take in a unit.
+        """Take a unit in.
 
         Args:
-            step: agent steps learned from so far, this unit's included.
-            lags: how many updates old the policy was that acted, for each step.
+            step: agent steps learned from so far, including this unit's.
+            work: the unit.
+            lags: how many updates old the policy that acted was, for each step.
             updates: one for each pass.
 
         Raises:
-            FloatingPointError: if one update too many in a row was skipped.
+            FloatingPointError: if too many updates in a row were skipped.
         """
         self._reports.add_episodes(work.episodes)
         self._callbacks.after_episodes(step, work.episodes)
@@ -59,7 +60,7 @@ class Reporter:
         self._admit(unit)
 
     def flush(self) -> None:
-        """Take in the unit that is still waited for.
+        """Examine the unit that is still pending.
 
         Raises:
             FloatingPointError: as `add` does.
@@ -78,6 +79,6 @@ class Reporter:
                 metrics = {name: value for name, value in update.metrics.items() if name != "finite"}
                 self._reports.add_update(metrics, lags)
                 self._callbacks.after_update(step, update.number, metrics)
-            lags = lags[:0]  # of a unit's passes the first one alone has any
+            lags = lags[:0]  # only the first pass of a unit has lags
         if updates and made == len(updates):
             self._learned(work, updates[0].number)

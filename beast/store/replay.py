@@ -163,6 +163,7 @@ class ReplaySource:
         self._ages = (0, 0, 0)  # count, sum, maximum
 
     def next(self, timeout: float) -> Work | None:
+        """Return the next fresh unit with its replayed part, or None if there is none within `timeout` seconds."""
         work = self._source.next(timeout)
         if work is None or work.batch is None:
             return work
@@ -174,6 +175,7 @@ class ReplaySource:
         return work._replace(batch=batch, fresh=work.batch, replayed_versions=drawn[1])
 
     def done(self, work: Work) -> None:
+        """Tell the source below that a unit was learned from and published."""
         self._source.done(work)
 
     def learned(self, work: Work, number: int) -> None:
@@ -203,10 +205,13 @@ class ReplaySource:
 
     @property
     def behind(self) -> bool:
+        """Whether the next fresh unit is already there."""
         return self._source.behind
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the source below; the replay is in no checkpoint."""
         return self._source.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self._source.load_state_dict(state)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import rows, wait_until
 
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 FLAGS = ["--env", "Catch-v0", "--num_actors", 4, "--num_actor_processes", 2, "--batch_size", 5, "--xpid", "r",
          "--report_every", 0.1, "--replay_capacity", 50, "--record_unrolls", "rec", "--num_learner_threads", 3]  # fmt: skip
@@ -23,7 +23,7 @@ def test_a_run_with_replay_is_killed_stopped_and_gone_on_with(start, tmp_path, t
     wait_until(lambda: rows(run)[-1]["restarts"] >= 1 or program.process.poll() is not None, "a restart")
     program.process.kill()
     program.finish()
-    steps = checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
+    steps = checkpoint.load(finding.find(str(run), ""))["learner"]["steps"]
     program = start("--resume", "r", "--record_unrolls", "rec", "--total_steps", 10**9)
     wait_until(lambda: [row for row in rows(run) if row["step"] > steps and row.get("replay_age_mean")], "more")
     program.process.send_signal(signal.SIGINT)

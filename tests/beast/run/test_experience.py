@@ -158,7 +158,7 @@ def test_resume_without_replay_is_bit_for_bit_after_one_with_it_too(tmp_path):
 
 def test_a_trainer_whose_workers_send_gradients_has_nothing_to_keep():
     for flags in ({"replay_capacity": 10}, {"record_unrolls": "there"}):
-        with pytest.raises(ConfigError, match="do not go with --trainer seams.toy_a3c, whose workers send gradients"):
+        with pytest.raises(ConfigError, match=r"do not go with --trainer seams\.toy_a3c, whose workers send gradients"):
             assembled(trainer="seams.toy_a3c", **flags)
 
 

@@ -93,7 +93,7 @@ def test_stacked_frames_are_recorded_once(tmp_path):
     (file,) = files(tmp_path / "rec")
     assert np.load(file)["observation"].shape == (4, 4 + 3 + 1, 84, 84)
     assert np.array_equal(np.load(file)["observation"][:2], batches[0].observation)
-    trainer, batches = run(**flags, demonstrations=str(tmp_path / "rec"))
+    _, batches = run(**flags, demonstrations=str(tmp_path / "rec"))
     shown = torch.from_numpy(np.load(file)["observation"])
     assert all((shown == batch.observation[1]).flatten(1).all(1).any() for batch in batches)
 
@@ -102,7 +102,9 @@ def test_a_limit_ends_the_recording_and_not_the_run(tmp_path, capsys):
     run(total_steps=400, record_unrolls=str(tmp_path), record_limit=13)
     assert sum(len(np.load(file)["reward"]) for file in files(tmp_path)) == 13
     assert capsys.readouterr().out.count("as many unrolls are recorded as --record_limit allows") == 1
+    (left := tmp_path / ".unrolls_000002_abcdef.npz.0a1b2c3d").touch()  # by a writer that was killed
     run(total_steps=80, record_unrolls=str(tmp_path))  # another run beside it
+    assert not left.exists()
     assert recordings.open_recordings(tmp_path, *spec_of()).count == 21
     assert [file.name[:14] for file in files(tmp_path)] == ["unrolls_000001", "unrolls_000002"]
 
@@ -219,7 +221,9 @@ def test_damaged_files_are_named_and_nothing_is_made(folder, tmp_path, call, mon
     np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (10**13, 11)})
     rewrite(file, "reward", data=out.getvalue())  # says that it is larger than any memory
     is_refused("different lengths")
-    rewrite(file, "reward", np.zeros(10**8, np.uint8), compression=zipfile.ZIP_DEFLATED)  # and unpacks to more than it says
+    rewrite(
+        file, "reward", np.zeros(10**8, np.uint8), compression=zipfile.ZIP_DEFLATED
+    )  # and unpacks to more than it says
     is_refused("reward")
     monkeypatch.chdir(tmp_path)
     file.write_bytes(b"")
@@ -235,7 +239,7 @@ def test_recording_goes_on_only_when_asked_again(call, tmp_path):
     assert before
     done = call("--resume", "r", "--total_steps", 800)
     assert (done.code, done.err) == (0, "")
-    assert "recording is not gone on with: give --record_unrolls 'rec' again" in done.out
+    assert "unrolls are no longer recorded: give --record_unrolls 'rec' again" in done.out
     assert files(tmp_path / "rec") == before
     done = call("--resume", "r", "--total_steps", 1200, "--record_unrolls", "rec")
     assert (done.code, done.err) == (0, "")
