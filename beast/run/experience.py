@@ -1,4 +1,4 @@
-"""What becomes of unrolls that were learned from: a replay keeps them, a recorder writes them, or they are forgotten."""
+"""What becomes of unrolls that were learned from: a replay keeps them, a recorder writes them, or they are dropped."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Experience:
     ) -> None:
         settings, length = config.replay, config.actors.unroll_length
         self.source = source
-        """What the learner is to ask."""
+        """The source that the learner is to ask."""
         self.notes: tuple[str, ...] = ()
-        """Lines to tell the user at the start."""
+        """Lines to print at the start."""
         self._source: ReplaySource | None = None
         if config.replayed_unrolls:
             found = demonstrations(config, task)
@@ -59,18 +59,18 @@ class Experience:
             self._recorder = Recorder(folder, task.unroll, length, settings.record_limit, log)
 
     def learned(self, work: Work, number: int) -> None:
-        """Take in a unit whose updates were all made; `number` is its first update's."""
+        """Take in a unit of which no update was skipped; `number` is that of its first update."""
         if self._source:
             self._source.learned(work, number)
         if self._recorder and (fresh := work.fresh or work.batch) is not None:
             self._recorder.add(fresh)
 
     def report(self) -> dict[str, float]:
-        """Columns of the logs, since the last report."""
+        """Return columns for the logs, of the time since the last report."""
         return self._source.report() if self._source else {}
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write the unrolls that are in no file yet."""
         if self._recorder:
             self._recorder.flush()
 
@@ -92,7 +92,7 @@ def _size(number: int) -> str:
 
 
 def demonstrations(config: Config, task: Task) -> Recordings | None:
-    """The recordings that a run learns from, not read yet; None if it has none.
+    """Return the recordings that a run learns from, before they are read; None if there are none.
 
     Raises:
         ConfigError: if they are wrong, or too few.
@@ -109,7 +109,7 @@ def demonstrations(config: Config, task: Task) -> Recordings | None:
 
 
 def replay_bytes(config: Config, task: Task) -> int:
-    """Memory that a run's replay takes.
+    """Return how much memory a run's replay takes, in bytes.
 
     Raises:
         ConfigError: as `demonstrations` does.

@@ -1,4 +1,4 @@
-"""Unrolls in files: written while they are learned from, read again as demonstrations. Plain arrays, nothing else.
+"""Unrolls in files: written while they are learned from, read again as demonstrations; plain arrays, no code.
 
 A folder of recordings holds `spec.json`, which says what each array is, and `unrolls_NUMBER_RUN.npz`, NumPy's archives of
 arrays `[n, ...]` in the store's layout, one for each field of a batch (`beast/core/data.py`). What a file says of itself is
@@ -42,7 +42,7 @@ _MOST_SPEC = 10_000_000  # bytes
 
 
 def fields_of(spec: UnrollSpec, unroll_length: int) -> dict[str, ArraySpec]:
-    """What is recorded of one unroll, by name; parts of nested fields as `observation/camera`, in the order of `flatten`."""
+    """Return what is recorded of one unroll, by name, in the order of `flatten`; nested parts are `observation/camera`."""
 
     def named(name: str, tree: Any) -> Iterator[tuple[str, ArraySpec]]:
         if isinstance(tree, dict | tuple):
@@ -71,9 +71,9 @@ def _described(fields: dict[str, ArraySpec]) -> dict[str, dict[str, Any]]:
 
 
 class Recorder:
-    """Writes unrolls into a folder, a file whenever there are enough for one; between two updates, in the caller's thread.
+    """A writer of unrolls: a file whenever there are enough for one, in the thread of whoever adds them.
 
-    A disk that is full is told about once; what could not be written is lost, and later files are tried again.
+    A full disk is reported once. The unrolls that could not be written are lost; later files are tried again.
 
     Args:
         folder: as `prepare` left it.
@@ -99,7 +99,7 @@ class Recorder:
         self._failed = False
 
     def add(self, batch: Batch) -> None:
-        """Take unrolls in; they are copied."""
+        """Copy a batch's unrolls, and write a file if there are enough."""
         start, number = 0, batch.action.shape[1]
         while start < number and self._left:
             length = min(number - start, self._room - self._held, self._left)
@@ -114,17 +114,17 @@ class Recorder:
                     )
 
     def flush(self) -> None:
-        """Write what is in no file yet."""
+        """Write the unrolls that are in no file yet."""
         if not self._held:
             return
         arrays = [tensor[: self._held].numpy() for tensor in flatten(self._tensors)]
         data = io.BytesIO()  # in memory first, so that a full disk is an OSError and nothing else
-        np.savez(data, **dict(zip(self._names, arrays, strict=True)))
         self._number += 1
         path = self._folder / f"unrolls_{self._number:06d}_{self._run}.npz"
         try:
+            np.savez(data, **dict(zip(self._names, arrays, strict=True)))
             write_atomically(path, lambda file: file.write(data.getbuffer()))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if not self._failed:
                 self._log(
                     f"{self._held:,} unrolls could not be recorded ({error}); training goes on, later ones are tried"
@@ -134,7 +134,7 @@ class Recorder:
 
 
 def prepare(folder: Path, spec: UnrollSpec, unroll_length: int, env: str) -> None:
-    """Make a folder for recordings, or see that what it holds goes with what is to come.
+    """Make a folder for recordings, or check that those which it holds are of the same kind.
 
     Raises:
         ConfigError: if it cannot be written, or holds recordings of another kind.
@@ -152,7 +152,7 @@ def prepare(folder: Path, spec: UnrollSpec, unroll_length: int, env: str) -> Non
 
 
 def _check_spec(flag: str, folder: Path, fields: dict[str, dict[str, Any]]) -> None:
-    """Raises ConfigError if a folder's `spec.json` is of other fields, or none."""
+    """Raise ConfigError if a folder's `spec.json` names other fields, or is none."""
     path = folder / _SPEC
     if not path.is_file() or path.stat().st_size > _MOST_SPEC:
         raise ConfigError(f"--{flag} {folder}: it holds no {_SPEC} of a recording")
@@ -184,15 +184,15 @@ def _text(field: Any) -> str:
 
 @dataclass(frozen=True)
 class Recordings:
-    """The unrolls of a folder, which are not in memory yet."""
+    """The unrolls of a folder, before they are read."""
 
     fields: dict[str, ArraySpec]
     counts: dict[Path, int]
-    """Unrolls in each file, as it says."""
+    """How many unrolls each file holds, by what it says of itself."""
 
     @property
     def count(self) -> int:
-        """How many unrolls there are."""
+        """How many unrolls there are in all files."""
         return sum(self.counts.values())
 
     def load(self, tensors: dict[str, Any], distribution: Distribution) -> None:
@@ -222,7 +222,7 @@ class Recordings:
 
 
 def open_recordings(folder: Path, spec: UnrollSpec, unroll_length: int) -> Recordings:
-    """Look at the recordings in a folder, reading no more than what they say of themselves.
+    """Check the recordings in a folder, reading only what the files say of themselves.
 
     Raises:
         ConfigError: if there are none, or they do not go with this spec, or one is damaged.
@@ -239,7 +239,7 @@ def open_recordings(folder: Path, spec: UnrollSpec, unroll_length: int) -> Recor
 
 
 def _count(path: Path, fields: dict[str, ArraySpec]) -> int:
-    """How many unrolls a file says that it has."""
+    """Return how many unrolls a file holds, once what it says of its arrays is as it must be."""
     with _reading(path), zipfile.ZipFile(path) as archive:
         if len(archive.namelist()) > _MOST_NAMES:
             raise ValueError("too many arrays")
@@ -259,7 +259,7 @@ def _count(path: Path, fields: dict[str, ArraySpec]) -> int:
 
 
 def _header(member: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """What an array of NumPy's format is; raises ValueError for objects, and for what is none of ours."""
+    """Read an array's dtype and shape; raise ValueError for objects, and for what `Recorder` does not write."""
     if np.lib.format.read_magic(member) != (1, 0):
         raise ValueError("a version of NumPy's format that is not written here")
     shape, by_column, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=_MOST_NAMES)
@@ -270,7 +270,7 @@ def _header(member: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file causes into one line."""
+    """Turn the errors that a damaged file causes into a ConfigError of one line."""
     damaged = (OSError, ValueError, KeyError, EOFError, IndexError, RuntimeError, NotImplementedError, MemoryError)
     try:
         yield

@@ -55,7 +55,7 @@ class ReplayConfig:
                 raise ValueError(f"--{name} must be a folder, got ''")
 
     def unrolls(self, batch_size: int) -> int:
-        """How many unrolls of a batch are replayed: 0 without replay, else 1 to `batch_size - 1`.
+        """Return how many unrolls of a batch are replayed: 0 without replay, else 1 to `batch_size - 1`.
 
         Raises:
             ValueError: if the ratio leaves none, or the capacity is smaller than that.
@@ -76,13 +76,13 @@ class ReplayConfig:
 
 
 def replay_specs(spec: UnrollSpec, unrolls: int, unroll_length: int) -> dict[str, Any]:
-    """Specs of the arrays that so many unrolls are kept in, `[unrolls, ...]`: what a batch needs of the store's."""
+    """Return the specs of arrays `[unrolls, ...]` for so many unrolls: those of the store that a batch needs."""
     slots = spec.slots(unrolls, unroll_length)
     return {name: slots[name] for name in Batch._fields}
 
 
 class Replay:
-    """Unrolls in memory: demonstrations, which stay, and the newest that were added. Safe from several threads.
+    """Unrolls in memory: demonstrations, which stay, and the newest that were added. Several threads may use it.
 
     Args:
         spec: of one step.
@@ -111,7 +111,7 @@ class Replay:
         return self._shared.nbytes
 
     def __len__(self) -> int:
-        """How many unrolls it holds."""
+        """Return how many unrolls it holds."""
         return self._demonstrations + min(self._added, self._capacity)
 
     def add(self, batch: Batch) -> None:
@@ -140,15 +140,15 @@ class Replay:
         return batch, batch.policy_version[:, slots >= self._demonstrations]
 
     def join(self, fresh: Batch, drawn: Batch) -> Batch:
-        """One new batch of both."""
+        """Return a new batch with the unrolls of both."""
         return self._layout.join(fresh, drawn)
 
 
 class ReplaySource:
-    """Batches of another source, each with unrolls from a replay at its end.
+    """A source that appends replayed unrolls to the batches of another one.
 
-    Until the replay holds as many as it is to give, batches have their fresh part alone: so each takes the same number of fresh
-    steps, whatever the source below makes of that number, and losses are sums, to which the missing part adds nothing.
+    Until the replay holds as many as a batch draws, batches have their fresh part alone. So every update takes the same number
+    of fresh steps, any source can be below, and as losses are sums, the missing part simply adds nothing to them.
 
     Args:
         source: of fresh batches.
@@ -194,7 +194,7 @@ class ReplaySource:
                 self._ages = count + ages.numel(), total + int(ages.sum()), max(most, int(ages.max()))
 
     def report(self) -> dict[str, float]:
-        """Columns of the logs: how full the replay is, and the age of what was learned from again since the last report.
+        """Return columns for the logs: the number of unrolls kept, and the age of those replayed since the last report.
 
         Ages are in updates; demonstrations have none.
         """
