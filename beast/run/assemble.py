@@ -74,9 +74,7 @@ def assemble(
     weights = Weights.like(learner.acting)
     store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
-    fresh = crew.source(StoreSource(store, config.fresh_unrolls, clock))
-    _check_replay(config, crew)
-    experience = Experience(fresh, config, task, life, clock, reports.log)
+    experience = _experience(crew, store, config, task, life, clock, reports.log)
     source = experience.source
     reporter = Reporter(reports, skipped, heard, task.device.type != "cpu", experience.learned)
     learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
@@ -106,13 +104,22 @@ def assemble(
     )  # fmt: skip
 
 
-def _check_replay(config: Config, crew: Crew) -> None:
-    """Raises ConfigError if unrolls are to be kept or written that the learner never sees."""
-    if not crew.gives_batches and (config.replayed_unrolls or config.replay.record_unrolls):
+def _experience(
+    crew: Crew, store: UnrollStore, config: Config, task: Task, life: int, clock: Clock, log: Callable[[str], None]
+) -> Experience:
+    """Make the source of work, with a replay and a recorder if they are asked for.
+
+    Raises:
+        ConfigError: if unrolls are to be kept or recorded that the learner never sees.
+    """
+    replayed = config.replay.unrolls(config.learner.batch_size)
+    if not crew.gives_batches and (replayed or config.replay.record_unrolls):
         raise ConfigError(
-            f"--replay_capacity, --demonstrations and --record_unrolls do not go with --trainer {config.learner.trainer}, "
-            "whose workers send gradients"
+            "--replay_capacity, --demonstrations and --record_unrolls do not go with "
+            f"--trainer {config.learner.trainer}, whose workers send gradients"
         )
+    fresh = crew.source(StoreSource(store, config.fresh_unrolls, clock))
+    return Experience(fresh, config, task, life, clock, log)
 
 
 def _listeners(

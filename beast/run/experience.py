@@ -35,21 +35,22 @@ class Experience:
         self, source: Source, config: Config, task: Task, life: int, clock: Clock, log: Callable[[str], None]
     ) -> None:
         settings, length = config.replay, config.actors.unroll_length
+        replayed = settings.unrolls(config.learner.batch_size)
         self.source = source
         """The source that the learner is to ask."""
         self.notes: tuple[str, ...] = ()
         """Lines to print at the start."""
         self._source: ReplaySource | None = None
-        if config.replayed_unrolls:
+        if replayed:
             found = demonstrations(config, task)
             number = found.count if found else 0
             seed = seed_for(config.run.seed, "replay", life)
             replay = Replay(task.unroll, length, settings.replay_capacity, seed, number)
             if found:
                 found.load(replay.tensors, task.model.distribution())
-            self.source = self._source = ReplaySource(source, replay, config.replayed_unrolls, clock)
+            self.source = self._source = ReplaySource(source, replay, replayed, clock)
             self.notes = (
-                _told(config, replay, number),
+                _told(config, replay, number, replayed),
                 *(() if not life or not settings.replay_capacity else (_LOST,)),
             )
         self._recorder: Recorder | None = None
@@ -78,11 +79,11 @@ class Experience:
 _LOST = "the replay begins empty: checkpoints do not hold the unrolls that it had"
 
 
-def _told(config: Config, replay: Replay, demonstrations: int) -> str:
+def _told(config: Config, replay: Replay, demonstrations: int, replayed: int) -> str:
     parts = [f"{config.replay.replay_capacity:,} unrolls"] if config.replay.replay_capacity else []
     parts += [f"{demonstrations:,} demonstrations"] if demonstrations else []
     return (
-        f"replay: {' and '.join(parts)} take {_size(replay.nbytes)} of memory; {config.replayed_unrolls} of the "
+        f"replay: {' and '.join(parts)} take {_size(replay.nbytes)} of memory; {replayed} of the "
         f"{config.learner.batch_size} unrolls of a batch are drawn from them"
     )
 
@@ -100,9 +101,10 @@ def demonstrations(config: Config, task: Task) -> Recordings | None:
     if not (folder := config.replay.demonstrations):
         return None
     found = open_recordings(Path(folder), task.unroll, config.actors.unroll_length)
-    if not config.replay.replay_capacity and found.count < config.replayed_unrolls:
+    replayed = config.replay.unrolls(config.learner.batch_size)
+    if not config.replay.replay_capacity and found.count < replayed:
         raise ConfigError(
-            f"--demonstrations {folder}: it holds {found.count} unrolls, each batch draws {config.replayed_unrolls}: add "
+            f"--demonstrations {folder}: it holds {found.count} unrolls, each batch draws {replayed}: add "
             "--replay_capacity, or record more"
         )
     return found
@@ -114,8 +116,6 @@ def replay_bytes(config: Config, task: Task) -> int:
     Raises:
         ConfigError: as `demonstrations` does.
     """
-    if not config.replayed_unrolls:
-        return 0
     found = demonstrations(config, task)
     unrolls = config.replay.replay_capacity + (found.count if found else 0)
-    return total_bytes(replay_specs(task.unroll, unrolls, config.actors.unroll_length))
+    return unrolls and total_bytes(replay_specs(task.unroll, unrolls, config.actors.unroll_length))

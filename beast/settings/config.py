@@ -307,10 +307,7 @@ class Config:
     run: RunConfig
 
     def __post_init__(self) -> None:
-        try:
-            _ = self.replayed_unrolls
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        self.replay.unrolls(self.learner.batch_size)  # or it raises
         if self.num_buffers < self.least_buffers:
             raise ConfigError(
                 f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}) + batch_size "
@@ -328,14 +325,9 @@ class Config:
         return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
 
     @property
-    def replayed_unrolls(self) -> int:
-        """Unrolls of each batch that were learned from before, or are demonstrations; the rest of it is fresh."""
-        return self.replay.unrolls(self.learner.batch_size)
-
-    @property
     def fresh_unrolls(self) -> int:
-        """Unrolls of each batch that nobody has learned from before."""
-        return self.learner.batch_size - self.replayed_unrolls
+        """Unrolls of each batch that were not learned from before and are no demonstrations."""
+        return self.learner.batch_size - self.replay.unrolls(self.learner.batch_size)
 
     @property
     def open_files(self) -> int:

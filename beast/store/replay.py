@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from beast.core.data import Batch, map_nested
+from beast.core.errors import ConfigError
 from beast.processes.shared import SharedArrays
 from beast.processes.status import Clock
 from beast.store.batches import BatchLayout
@@ -58,17 +59,17 @@ class ReplayConfig:
         """Return how many unrolls of a batch are replayed: 0 without replay, else 1 to `batch_size - 1`.
 
         Raises:
-            ValueError: if the ratio leaves none, or the capacity is smaller than that.
+            ConfigError: if the ratio leaves none, or the capacity is smaller than that.
         """
         if not self.replay_capacity and not self.demonstrations:
             return 0
         replayed = math.floor(batch_size * self.replay_ratio + 1e-9)  # 0.29 * 100 is 28.999...
         if not replayed:
-            raise ValueError(
+            raise ConfigError(
                 f"--replay_ratio {self.replay_ratio:g} of --batch_size {batch_size} is less than one unroll: raise either"
             )
         if 0 < self.replay_capacity < replayed:
-            raise ValueError(
+            raise ConfigError(
                 f"--replay_capacity {self.replay_capacity} is too small: each batch draws {replayed} unrolls from it "
                 f"(--replay_ratio {self.replay_ratio:g} of --batch_size {batch_size})"
             )
