@@ -56,8 +56,7 @@ def assemble(
         callbacks: objects of the caller, in addition to the module that `--callback` names.
 
     Raises:
-        RuntimeError: if the checkpoint belongs to another model.
-        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made.
+        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made; RuntimeError: if the checkpoint is unfit.
     """
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
@@ -75,9 +74,8 @@ def assemble(
     store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
     experience = _experience(crew, store, config, task, life, clock, reports.log)
-    source = experience.source
     reporter = Reporter(reports, skipped, heard, task.device.type != "cpu", experience.learned)
-    learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
+    learning = Learning(experience.source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()
 
     board = StatusBoard(len(crew.workers) + 1)  # the last entry is the evaluator's
@@ -89,18 +87,17 @@ def assemble(
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
-        action_log = _action_log(config, state, life, reports.log, source)
+        action_log = _action_log(config, state, life, reports.log, experience.source)
         serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
     if state:
         checkpoints.go_on_from(state)
 
-    start_workers = partial(_start, crew, workers, store, life, evaluator)
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
-        store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
-        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, experience=experience, serial=serial,
-        evaluator=evaluator,
+        store=store, board=board, workers=workers, reports=reports, skipped=skipped, experience=experience,
+        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
+        start_workers=partial(_start, crew, workers, store, life, evaluator),
     )  # fmt: skip
 
 
