@@ -182,7 +182,6 @@ class LearnerConfig:
     precision: str = "auto"
     """Number format in which the networks compute: float32, bfloat16, or auto, which takes bfloat16 where the network and
     the processor support it. The optimiser always uses float32."""
-
     compile_model: bool = False
     """Use torch.compile for the learner's network. Training starts up to half a minute later and is slower on a CPU
     (docs/log.md)."""
