@@ -11,6 +11,7 @@ import torch
 
 from beast.acting.task import Task
 from beast.core.algorithms import algorithm_module, algorithm_of
+from beast.core.errors import ConfigError
 from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
@@ -24,6 +25,7 @@ from beast.run.action_log import ActionLog
 from beast.run.callbacks import Callbacks, callback_module
 from beast.run.crew import Crew, WorkerPlan, beast_module
 from beast.run.evaluator import Evaluator
+from beast.run.experience import Experience
 from beast.run.learning import Learning
 from beast.run.reporter import Reporter
 from beast.run.saving import Checkpoints
@@ -71,9 +73,9 @@ def assemble(
     weights = Weights.like(learner.acting)
     store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
-    source = crew.source(StoreSource(store, config.learner.batch_size, clock))
-    reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
-    learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
+    experience = _experience(crew, store, config, task, life, clock, reports.log)
+    reporter = Reporter(reports, skipped, heard, task.device.type != "cpu", experience.learned)
+    learning = Learning(experience.source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()
 
     board = StatusBoard(len(crew.workers) + 1)  # the last entry is the evaluator's
@@ -85,18 +87,36 @@ def assemble(
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
-        action_log = _action_log(config, state, life, reports.log, source)
+        action_log = _action_log(config, state, life, reports.log, experience.source)
         serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
     if state:
         checkpoints.go_on_from(state)
 
-    start_workers = partial(_start, crew, workers, store, life, evaluator)
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
-        store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
+        store=store, board=board, workers=workers, reports=reports, skipped=skipped, experience=experience,
         checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
+        start_workers=partial(_start, crew, workers, store, life, evaluator),
     )  # fmt: skip
+
+
+def _experience(
+    crew: Crew, store: UnrollStore, config: Config, task: Task, life: int, clock: Clock, log: Callable[[str], None]
+) -> Experience:
+    """Make the source of work, with a replay and a recorder if they are asked for.
+
+    Raises:
+        ConfigError: if unrolls are to be kept or recorded that the learner never sees.
+    """
+    replayed = config.replay.unrolls(config.learner.batch_size)
+    if not crew.gives_batches and (replayed or config.replay.record_unrolls):
+        raise ConfigError(
+            "--replay_capacity, --demonstrations and --record_unrolls do not go with "
+            f"--trainer {config.learner.trainer}, whose workers send gradients"
+        )
+    fresh = crew.source(StoreSource(store, config.fresh_unrolls, clock))
+    return Experience(fresh, config, task, life, clock, log)
 
 
 def _listeners(

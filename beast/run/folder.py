@@ -211,7 +211,7 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
     if not is_name(flags.get("xpid")):
         flags = flags | {"xpid": None}  # from a version that allowed such names; the folder has it already
-    return flags | given
+    return flags | {"record_unrolls": None} | given  # no checkpoint says where else files are to be written
 
 
 def point_latest_to(folder: Path) -> None:

@@ -33,8 +33,8 @@ def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
     Raises:
         ConfigError, EnvError, ModelError: each with a message of one line.
     """
-    # Checks what was typed before anything is started; the number of buffers depends on the preset.
-    asked = Config.from_flat(values | {"num_buffers": None})
+    # Checks what was typed before anything is started; what depends on the batch size depends on the preset.
+    asked = Config.from_flat(values | {"num_buffers": None, "replay_capacity": 0, "demonstrations": None})
     with nothing_left_behind():
         return _look(asked, values)
 

@@ -21,6 +21,7 @@ from beast.core.optimisers import OptimiserConfig
 from beast.envs import EnvChoice, Standard
 from beast.processes.machine import usable_cores
 from beast.settings.presets import PRESETS
+from beast.store.replay import ReplayConfig
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:
@@ -181,7 +182,6 @@ class LearnerConfig:
     precision: str = "auto"
     """Number format in which the networks compute: float32, bfloat16, or auto, which takes bfloat16 where the network and
     the processor support it. The optimiser always uses float32."""
-
     compile_model: bool = False
     """Use torch.compile for the learner's network. Training starts up to half a minute later and is slower on a CPU
     (docs/log.md)."""
@@ -302,9 +302,11 @@ class Config:
     """The algorithm's own Config."""
     optimiser: OptimiserConfig
     inference: InferenceConfig
+    replay: ReplayConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
+        self.replay.unrolls(self.learner.batch_size)  # or it raises
         if self.num_buffers < self.least_buffers:
             raise ConfigError(
                 f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}) + batch_size "
@@ -320,6 +322,11 @@ class Config:
     def num_buffers(self) -> int:
         """Slots of the unroll store: by default actors write one set while the learner uses the set before it."""
         return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
+
+    @property
+    def fresh_unrolls(self) -> int:
+        """Unrolls of each batch that were not learned from before and are no demonstrations."""
+        return self.learner.batch_size - self.replay.unrolls(self.learner.batch_size)
 
     @property
     def open_files(self) -> int:
@@ -342,6 +349,7 @@ class Config:
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
             "inference": InferenceConfig,
+            "replay": ReplayConfig,
             "run": RunConfig,
         }
 
