@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
@@ -41,23 +42,46 @@ class Head(nn.Linear):
         return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
-class Memory(nn.Module):
-    """An LSTM whose state is zeroed before each first row. State: (h, c), both [B, size]."""
+@dataclass(frozen=True)
+class ImageConfig:
+    """Model (pictures)"""
 
-    def __init__(self, input_size: int, size: int = LSTM_SIZE) -> None:
+    center_pixels: bool = True
+    """Take each picture's own mean off its pixels, channel by channel. Without it they are pixels / 255, as in the paper."""
+    initialisation: str = "orthogonal"
+    """How the weights begin: orthogonal, with a nearly uniform first policy, or as pytorch initialises its layers."""
+    lstm_size: int = LSTM_SIZE
+    """How many units each layer of the LSTM has; 0 gives it as many as it has inputs."""
+    lstm_layers: int = 1
+    """How many layers the LSTM has."""
+
+    def __post_init__(self) -> None:
+        if self.initialisation not in INITIALISATIONS:
+            allowed = " or ".join(INITIALISATIONS)
+            raise ValueError(f"--initialisation must be {allowed}, got {self.initialisation!r}")
+        for name, least in (("lstm_size", 0), ("lstm_layers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+
+
+class Memory(nn.Module):
+    """An LSTM whose state is zeroed before each first row. State: (h, c), both [B, layers * size]."""
+
+    def __init__(self, input_size: int, size: int = LSTM_SIZE, layers: int = 1) -> None:
         super().__init__()
-        self.size = size
-        self.lstm = nn.LSTM(input_size, size)
+        self.size, self.layers = size, layers
+        self.lstm = nn.LSTM(input_size, size, layers)
 
     def initial_state(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        zeros = torch.zeros(batch_size, self.size)
+        zeros = torch.zeros(batch_size, self.layers * self.size)
         return zeros, zeros.clone()
 
     def forward(
         self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """`[T, B, F]`, `[T, B]` -> `[T, B, size]`. One call of the LSTM for each stretch without a reset."""
-        h, c = (s.to(x.dtype).unsqueeze(0) for s in state)  # [1, B, size]
+        by_layer = (s.to(x.dtype).reshape(-1, self.layers, self.size) for s in state)
+        h, c = (s.transpose(0, 1).contiguous() for s in by_layer)  # [layers, B, size], where an LSTM wants its batch
         resets = first.any(dim=1).nonzero().flatten().tolist()
         edges = sorted({0, *resets, len(x)})
         outputs = []
@@ -65,7 +89,8 @@ class Memory(nn.Module):
             fresh = first[start].view(1, -1, 1)  # filled, not multiplied: a NaN times zero is NaN
             output, (h, c) = self.lstm(x[start:end], (h.masked_fill(fresh, 0.0), c.masked_fill(fresh, 0.0)))
             outputs.append(output)
-        return torch.cat(outputs), (h.squeeze(0).float(), c.squeeze(0).float())
+        after = (s.transpose(0, 1).flatten(1).float() for s in (h, c))
+        return torch.cat(outputs), (next(after), next(after))
 
 
 class ActorCritic(nn.Module):
@@ -79,16 +104,27 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
-        *, width: int, feed_last_step: bool,
+        *, width: int, feed_last_step: bool, feed_action: bool = True, lstm: tuple[int, int] = (LSTM_SIZE, 1),
     ) -> None:  # fmt: skip
+        """Make memory and heads.
+
+        Args:
+            observation_space: unused here; the torso reads it.
+            action_space: of the policy.
+            use_lstm: whether there is a memory.
+            width: of the torso.
+            feed_last_step: whether clipped reward and last action go in beside the torso's features.
+            feed_action: whether the action does, where the reward does.
+            lstm: size of a layer, 0 for as many units as inputs, and the number of layers.
+        """
         super().__init__()
         distribution = distribution_for(action_space)
         self._encode = distribution.encode
-        self._feed_last_step = feed_last_step
+        self._feed_last_step, self._feed_action = feed_last_step, feed_action
         if feed_last_step:
-            width += 1 + distribution.encoded_size
-        self.memory = Memory(width) if use_lstm else None
-        width = LSTM_SIZE if use_lstm else width
+            width += 1 + (distribution.encoded_size if feed_action else 0)
+        self.memory = Memory(width, lstm[0] or width, lstm[1]) if use_lstm else None
+        width = self.memory.size if self.memory is not None else width
         self.policy = Head(width, distribution.num_params)
         self.baseline = Head(width, 1)
 
@@ -112,7 +148,8 @@ class ActorCritic(nn.Module):
         x = self.torso(_merge_time(inputs.observation))  # [T * B, width]
         if self._feed_last_step:
             reward = inputs.reward.clamp(-1, 1).reshape(-1, 1).to(x.dtype)
-            x = torch.cat([x, reward, self._encode_action(inputs.last_action)], dim=-1)
+            action = [self._encode_action(inputs.last_action)] if self._feed_action else []
+            x = torch.cat([x, reward, *action], dim=-1)
         if self.memory is not None:
             x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state)
             x = x.flatten(0, 1)
@@ -133,8 +170,8 @@ def _merge_time(observation: Nested) -> Nested:
 class ImageInput(nn.Module):
     """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype.
 
-    Bytes are centred and scaled by 1/255, other numbers scaled by their bounds. A stack of coloured pictures,
-    `[N, S, H, W, C]`, has S * C channels.
+    Bytes are centred (unless `center` is False) and scaled by 1/255, other numbers scaled by their bounds. A stack of
+    coloured pictures, `[N, S, H, W, C]`, has S * C channels.
 
     Each channel's own mean is taken off: on a bright background, which never changes, most units would always or never fire,
     and the few pixels that move would hardly be seen (Pong learns twice as fast with it: docs/log.md).
@@ -142,8 +179,9 @@ class ImageInput(nn.Module):
     Of a space's first and last axis the smaller one is taken for C, the last if they are equal.
     """
 
-    def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
+    def __init__(self, space: gymnasium.Space, center: bool = True) -> None:  # type: ignore[type-arg]
         super().__init__()
+        self._center = center
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3, 4):
             raise ValueError(
                 f"an image model needs a Box observation of rank 2 to 4, got {space}: leave out --model, or try --model mlp"
@@ -167,6 +205,8 @@ class ImageInput(nn.Module):
         x = image.to(dtype)
         if not self._bytes:
             return x if self._bound == 1.0 else x / self._bound
+        if not self._center:
+            return x / 255
         # In two passes, not four; and `mean` would make a float32 copy of a bfloat16 image first.
         mean = x.sum((-2, -1), keepdim=True) * (-1 / (255 * x.shape[-2:].numel()))
         return torch.add(mean, x, alpha=1 / 255)
@@ -211,12 +251,19 @@ class VectorInput(nn.Module):
         return flat.to(dtype) if self._bound == 1.0 else flat.to(dtype) / self._bound
 
 
-def initialise(model: nn.Module) -> None:
-    """Orthogonal weights with gain sqrt(2) before each ReLU, zero biases, a nearly uniform first policy.
+INITIALISATIONS = ("orthogonal", "pytorch")
+
+
+def initialise(model: nn.Module, how: str = "orthogonal") -> None:
+    """Give weights their first values: orthogonal ones, gain sqrt(2) before each ReLU, zero biases, a nearly uniform policy.
+
+    With `how` pytorch they stay as PyTorch has made them.
 
     PyTorch's own initialisation lets the signal of sparse images shrink a thousandfold on its way up; the first updates then
     move biases above all, and most ReLUs of the convolutions never fire again (seen on Pong: docs/log.md).
     """
+    if how == "pytorch":
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight, math.sqrt(2.0))

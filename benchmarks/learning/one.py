@@ -40,9 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     row, trained = run.row, run.folder / TRAINED
     if not trained.exists():
+        flags = {"checkpoint_every": 2.0, "report_every": 1.0, "stop_at_return": row.target, **row.flags}
         beast.train(
-            env=row.env, total_steps=row.steps, seed=run.seed, stop_at_return=row.target, resume="auto",
-            xpid=run.name, savedir=str(run.savedir), trust=True, checkpoint_every=2.0, **row.flags,
+            env=row.env, total_steps=row.steps, seed=run.seed, resume="auto", xpid=run.name, savedir=str(run.savedir),
+            trust=True, **flags,
         )  # fmt: skip
         trained.touch()
     scores = {

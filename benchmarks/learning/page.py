@@ -133,7 +133,9 @@ def _each(parts: Any) -> str:
 
 
 def _number(steps: int) -> str:
-    """10M, 500K, 96K."""
+    """10M, 500K, 96K, 800."""
+    if steps < 1000:
+        return str(steps)
     return f"{steps / 1e6:.3g}M" if steps >= 1e6 else f"{steps / 1e3:.3g}K"
 
 
