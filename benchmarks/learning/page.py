@@ -17,8 +17,8 @@ ENOUGH = 0.9
 
 _HEAD = """# What it learns
 
-This page is drawn by `python -m benchmarks.learning` from the files in [{folder}]({link}); do not edit it. The rows are in
-[rows.py]({rows}), and each result's JSON has its flags, commit, processor and command.
+This page is written by `python -m benchmarks.learning` from the files in [{folder}]({link}): do not edit it. The rows
+are in [rows.py]({rows}); each result's JSON has its flags, commit, processor and command.
 
 - **Settings** are those of the preset that a task takes by itself, one for a whole family. Published scores are mostly tuned
   task by task.
@@ -47,24 +47,38 @@ def write(table: dict[str, tuple[Row, ...]], out: Path, file: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     found = results.read_all(out)
-    here = file.resolve().parent
+    for part, rows in table.items():
+        if have := _of(rows, found):
+            draw(rows, have, _picture(out, part))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda page: page.write(text(table, found, out, file).encode()))
+
+
+def text(table: dict[str, tuple[Row, ...]], found: list[Result], out: Path, file: Path) -> str:
+    """Return the page of these results, as it stands in `file` with its pictures in `out`."""
 
     def link(target: Path) -> str:
-        return os.path.relpath(target.resolve(), here)
+        return os.path.relpath(target.resolve(), file.parent.resolve())
 
-    text = _HEAD.format(folder=out.name, link=link(out), rows=link(Path(__file__).with_name("rows.py")))
+    lines = _HEAD.format(folder=out.name, link=link(out), rows=link(Path(__file__).with_name("rows.py")))
     for part, rows in table.items():
-        have = [result for result in found if result["row"] in {row.name for row in rows}]
-        text += f"\n## {part}\n\n" + _table(rows, have)
+        have = _of(rows, found)
+        lines += f"\n## {part}\n\n" + _table(rows, have)
         if have:
-            picture = out / f"{part}.png"
-            draw(rows, have, picture)
-            text += f"\n![Curves of {part}]({link(picture)})\n"
-    text += "\n## Where the published scores are from\n\n"
-    text += "".join(f"- **{name}**: {source}.\n" for name, source in SOURCES.items())
-    text += "\n## How the runs were made\n\n" + _conditions(found)
-    here.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda page: page.write(text.encode()))
+            lines += f"\n![Curves of {part}]({link(_picture(out, part))})\n"
+    lines += "\n## Where the published scores are from\n\n"
+    lines += "".join(f"- **{name}**: {source}.\n" for name, source in SOURCES.items())
+    return lines + "\n## How the runs were made\n\n" + _conditions(found)
+
+
+def _of(rows: tuple[Row, ...], found: list[Result]) -> list[Result]:
+    """The results of these rows."""
+    names = {row.name for row in rows}
+    return [result for result in found if result["row"] in names]
+
+
+def _picture(out: Path, part: str) -> Path:
+    return out / f"{part}.png"
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

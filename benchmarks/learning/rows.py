@@ -49,7 +49,7 @@ def _same(env: str, steps: int, seeds: int, target: float | None, published: str
 _BLIND = {"wrapper": "benchmarks.learning.tasks:without_velocities"}
 _DOOM = {"resize": "60x80", "action_repeat": 4}  # its pictures are 240x320, its tics 35 a second
 _TORCHBEAST = {"center_pixels": False, "initialisation": "pytorch"}
-_SHALLOW = {"model": "atari_shallow", **_TORCHBEAST}
+_TORCHBEASTS_SHALLOW = {"model": "atari_shallow", **_TORCHBEAST}
 _DEEP = {"model": "impala_resnet"}
 _TORCHBEASTS_DEEP = {**_DEEP, **_TORCHBEAST, "last_step_input": "reward"}
 
@@ -116,7 +116,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row(f"{game}-{name}", f"{game}NoFrameskip-v4", 2_500_000, 1, None, flags=flags)
         for game in ("Pong", "Breakout", "SpaceInvaders")
         for name, flags in (
-            ("shallow-torchbeast", _SHALLOW), ("resnet", _DEEP), ("resnet-torchbeast", _TORCHBEASTS_DEEP)
+            ("shallow", {"model": "atari_shallow"}), ("shallow-torchbeast", _TORCHBEASTS_SHALLOW),
+            ("resnet", _DEEP), ("resnet-torchbeast", _TORCHBEASTS_DEEP),
         )
     ),
 }  # fmt: skip

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, wait_until
 
 from beast.run.folder import git_commit
+from beast.run.resolve import resolve_config
 from beast.settings.config import Config, is_name
 from benchmarks.learning import __main__ as suite
 from benchmarks.learning import page, results
@@ -246,19 +247,23 @@ def test_the_page_has_scores_targets_labels_commits_and_what_goes_on(tmp_path):
     assert not (tmp_path / "out" / "rest.png").exists()
 
 
-def test_the_committed_results_are_whole_and_draw_the_page(tmp_path):
-    committed = ROOT / "benchmarks" / "results" / "learning"
+def test_the_committed_results_are_whole_and_the_committed_page_is_theirs():
+    committed, written = ROOT / "benchmarks" / "results" / "learning", ROOT / "docs" / "learning.md"
     found = results.read_all(committed)
-    assert {result["row"] for result in found} <= {row.name for row in ALL}
     for result in found:
         assert result["git_commit"]
         assert result["machine"]["cores"]
         assert result["command"].startswith("python -m benchmarks.learning --rows")
         assert result["finished"] == (set(result["scores"]) == {"drawn", "likeliest"})
-    for file in committed.glob("*.[cj]s*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    page.write(ROWS, tmp_path, tmp_path / "page.md")
-    drawn, written = (tmp_path / "page.md").read_text(), (ROOT / "docs" / "learning.md").read_text()
-    assert [line for line in drawn.splitlines() if line.startswith("|")] == [
-        line for line in written.splitlines() if line.startswith("|")
-    ]
+    assert {result["row"] for result in found} <= {row.name for row in ALL}
+    assert (
+        page.text(ROWS, found, committed, written) == written.read_text()
+    )  # else: python -m benchmarks.learning --page
+
+
+@pytest.mark.slow
+def test_the_environment_of_every_row_can_be_made():
+    for row in ALL:
+        if suite.missing_package(row) is None:
+            config, _ = resolve_config({"env": row.env, "total_steps": row.steps, **row.flags})
+            assert config.environment.env == row.env
