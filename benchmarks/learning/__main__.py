@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--rows", default="", metavar="NAMES", help="rows or parts of the page, with commas [all]")
-    add("--jobs", type=int, default=1, metavar="N", help="runs at a time; small ones leave cores idle [1]")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its share of the cores [1]")
     add("--seeds", type=_seeds, metavar="N,N", help="only these [1 up to what the row says]")
     add("--label", default="", metavar="NAME", help="results that stand beside those without it: of before a change")
     add("--episodes", type=int, default=100, metavar="N", help="games of each score [100]")

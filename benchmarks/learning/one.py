@@ -19,9 +19,9 @@ TRAINED = "trained"
 """A file in the run folder of a run that has come to its end."""
 
 
-def command(run: Run, episodes: int) -> list[str]:
-    """What starts a run as a child of this process."""
-    return [sys.executable, "-m", __name__, json.dumps([asdict(run), episodes, os.getpid()], default=str)]
+def command(run: Run, episodes: int, cores: list[int]) -> list[str]:
+    """Return the command that starts a run as a child of this process, on these cores."""
+    return [sys.executable, "-m", __name__, json.dumps([asdict(run), episodes, cores, os.getpid()], default=str)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,11 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         BeastError: and whatever else `beast.train` and `beast.evaluate` raise.
     """
-    values, episodes, parent = json.loads((sys.argv[1:] if arguments is None else arguments)[0])
+    values, episodes, cores, parent = json.loads((sys.argv[1:] if arguments is None else arguments)[0])
     run = Run(Row(**values["row"]), values["seed"], values["label"], Path(values["out"]), Path(values["savedir"]))
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # it saves a checkpoint and ends when the suite is gone
     if os.getppid() != parent:
         return 1
+    os.sched_setaffinity(0, cores)  # before anything counts them
     row, trained = run.row, run.folder / TRAINED
     if not trained.exists():
         flags = {"checkpoint_every": 2.0, "report_every": 1.0, "stop_at_return": row.target, **row.flags}

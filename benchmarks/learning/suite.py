@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def run_all(runs: list[Run], jobs: int, episodes: int, ended: Callable[[], None]
 
     Args:
         runs: in the order of their start; those that have results are passed over.
-        jobs: how many at a time.
+        jobs: how many at a time; each has its own share of the cores.
         episodes: games of each score.
         ended: called after the end of each.
 
@@ -41,34 +42,46 @@ def run_all(runs: list[Run], jobs: int, episodes: int, ended: Callable[[], None]
         KeyboardInterrupt: once all have saved and ended.
     """
     waiting = [run for run in runs if run.result() is None]
-    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    shares = shares_of_cores(jobs)
+    running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}  # by the number of their share
     good = True
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append((waiting[0], _start(waiting.pop(0), episodes)))
-            for run, process in running[:]:
+            for place in range(jobs):
+                if waiting and place not in running:
+                    running[place] = (waiting[0], _start(waiting.pop(0), episodes, shares[place]))
+            for place, (run, process) in list(running.items()):
                 if process.poll() is not None:
-                    running.remove((run, process))
+                    del running[place]
                     good = _tell(run, process) and good
                     ended()
             time.sleep(POLL)
     finally:
-        for _, process in running:
+        for _, process in running.values():
             process.send_signal(signal.SIGTERM)
-        for _, process in running:
+        for _, process in running.values():
             with suppress(KeyboardInterrupt):
                 process.wait()
     return good
 
 
-def _start(run: Run, episodes: int) -> subprocess.Popen[bytes]:
+def shares_of_cores(jobs: int) -> list[list[int]]:
+    """Divide the usable cores among jobs; where there are more jobs than cores, some share one.
+
+    Runs that all take every core slow each other down by much more than they share: threads of one batch wait for each other,
+    busily, while the others have the cores (docs/log.md).
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[place::jobs] or [cores[place % len(cores)]] for place in range(jobs)]
+
+
+def _start(run: Run, episodes: int, cores: list[int]) -> subprocess.Popen[bytes]:
     """In a session of its own: what the terminal says to the suite is the suite's to pass on."""
     print(f"{run.name}: {'goes on' if run.folder.exists() else 'begins'}", flush=True)
     run.savedir.mkdir(parents=True, exist_ok=True)
     with open(_log(run), "ab") as log:
         return subprocess.Popen(
-            one.command(run, episodes),
+            one.command(run, episodes, cores),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,

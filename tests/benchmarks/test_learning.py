@@ -21,6 +21,7 @@ from benchmarks.learning import __main__ as suite
 from benchmarks.learning import page, results
 from benchmarks.learning.results import Curve, Run
 from benchmarks.learning.rows import ROWS, SOURCES, Row
+from benchmarks.learning.suite import shares_of_cores
 
 ALL = [row for rows in ROWS.values() for row in rows]
 LONG = {"num_actor_processes": 0, "num_actors": 4, "batch_size": 4, "report_every": 0.2}
@@ -111,6 +112,7 @@ def test_it_stops_early_tells_what_fails_and_does_nothing_twice(table, tmp_path,
     assert 0 < result["steps"] < 1_000_000
     assert {how: score["episodes"] for how, score in result["scores"].items()} == {"drawn": 2, "likeliest": 2}
     assert result["git_commit"] == git_commit()
+    assert result["machine"]["cores"] <= max(1, len(os.sched_getaffinity(0)) // 2)  # of two jobs
     assert str(tmp_path) not in run_of(easy, tmp_path).json.read_text()  # it is to be committed
     assert "| easy |" in (tmp_path / "docs" / "page.md").read_text()
     assert suite.main(arguments(tmp_path, "--rows", "easy")) == 0
@@ -166,6 +168,13 @@ def test_rows_whose_package_is_missing_are_left_out_in_one_line(table, tmp_path,
     out = capfd.readouterr().out
     assert out.splitlines()[0] == "grid is left out: pip install 'minigrid'"
     assert "begins" not in out
+
+
+def test_jobs_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 5})
+    assert shares_of_cores(1) == [[2, 3, 5]]
+    assert shares_of_cores(2) == [[2, 5], [3]]
+    assert shares_of_cores(4) == [[2], [3], [5], [2]]
 
 
 @pytest.mark.parametrize(
