@@ -22,6 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -109,25 +110,23 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
-        *, width: int, feed_last_step: bool, feed_action: bool = True, lstm: tuple[int, int] = (LSTM_SIZE, 1),
+        *, width: int, feed_last_step: bool | Literal["reward"], lstm: tuple[int, int] = (LSTM_SIZE, 1),
     ) -> None:  # fmt: skip
         """Make memory and heads.
 
         Args:
             observation_space: unused here; the torso reads it.
-            action_space: of the policy.
+            action_space: the policy's.
             use_lstm: whether there is a memory.
-            width: of the torso.
-            feed_last_step: whether clipped reward and last action go in beside the torso's features.
-            feed_action: whether the action does, where the reward does.
-            lstm: size of a layer, 0 for as many units as inputs, and the number of layers.
+            width: the torso's.
+            feed_last_step: whether clipped reward and last action are further features; "reward" stands for the reward alone.
+            lstm: the units of a layer, 0 for as many as inputs, and the number of layers.
         """
         super().__init__()
         distribution = distribution_for(action_space)
         self._encode = distribution.encode
-        self._feed_last_step, self._feed_action = feed_last_step, feed_action
-        if feed_last_step:
-            width += 1 + (distribution.encoded_size if feed_action else 0)
+        self._feed_reward, self._feed_action = bool(feed_last_step), feed_last_step is True
+        width += self._feed_reward + distribution.encoded_size * self._feed_action
         self.memory = Memory(width, lstm[0] or width, lstm[1]) if use_lstm else None
         width = self.memory.size if self.memory is not None else width
         self.policy = Head(width, distribution.num_params)
@@ -154,7 +153,7 @@ class ActorCritic(nn.Module):
         """Return logits `[T, B, P]` and values `[T, B]`, both float32, and the new recurrent state."""
         rows, batch = inputs.reward.shape
         x = self.torso(_merge_time(inputs.observation))  # [T * B, width]
-        if self._feed_last_step:
+        if self._feed_reward:
             reward = inputs.reward.clamp(-1, 1).reshape(-1, 1).to(x.dtype)
             action = [self._encode_action(inputs.last_action)] if self._feed_action else []
             x = torch.cat([x, reward, *action], dim=-1)

@@ -66,10 +66,9 @@ class Model(ActorCritic):
     def __init__(
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:
-        reward_alone = config.last_step_input == "reward"
         super().__init__(
-            observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm or reward_alone,
-            feed_action=not reward_alone, lstm=(config.lstm_size, config.lstm_layers),
+            observation_space, action_space, use_lstm, width=256, lstm=(config.lstm_size, config.lstm_layers),
+            feed_last_step="reward" if config.last_step_input == "reward" else use_lstm,
         )  # fmt: skip
         self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape
