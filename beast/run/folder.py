@@ -32,7 +32,7 @@ _LOCK = ".lock"
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
     "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm", "algorithm",
-    "rmsprop_form", "momentum",
+    "rmsprop_form", "momentum", "center_pixels", "last_step_input",
 )  # fmt: skip
 
 
