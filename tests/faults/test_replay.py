@@ -25,6 +25,7 @@ def test_a_run_with_replay_is_killed_stopped_and_gone_on_with(start, tmp_path, t
     program.finish()
     steps = checkpoint.load(finding.find(str(run), ""))["learner"]["steps"]
     program = start("--resume", "r", "--record_unrolls", "rec", "--total_steps", 10**9)
+    program.wait_for("resuming")  # rows of after the checkpoint are gone by then
     wait_until(lambda: [row for row in rows(run) if row["step"] > steps and row.get("replay_age_mean")], "more")
     program.process.send_signal(signal.SIGINT)
     program.finish()
