@@ -14,6 +14,7 @@ ActorCritic`; see `models/mlp.py`).
 
 The class may also have `Config`, a frozen dataclass whose fields become flags; and `columns`, a dict of ArraySpec by name:
 arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).
+`micro_batch_rows` is a number of rows that a CPU learns from at a time, where all of a batch would take too much memory.
 `beast.core.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
 """
 
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from beast.core import initialisation
 from beast.core.data import ModelInput, ModelOutput, Nested
 from beast.core.distributions import UNBOUNDED, distribution_for
 
@@ -54,11 +56,17 @@ class Memory(nn.Module):
         return zeros, zeros.clone()
 
     def forward(
-        self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """`[T, B, F]`, `[T, B]` -> `[T, B, size]`. One call of the LSTM for each stretch without a reset."""
+        self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor],
+        resets: tuple[int, ...] | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+        """`[T, B, F]`, `[T, B]` -> `[T, B, size]`. One call of the LSTM for each stretch without a reset.
+
+        Args:
+            resets: see `ModelInput`; of a single row (an actor's) they make no difference.
+        """
         h, c = (s.to(x.dtype).unsqueeze(0) for s in state)  # [1, B, size]
-        resets = first.any(dim=1).nonzero().flatten().tolist()
+        if resets is None:
+            resets = tuple(first.any(dim=1).nonzero().flatten().tolist()) if len(x) > 1 else ()
         edges = sorted({0, *resets, len(x)})
         outputs = []
         for start, end in itertools.pairwise(edges):
@@ -114,7 +122,7 @@ class ActorCritic(nn.Module):
             reward = inputs.reward.clamp(-1, 1).reshape(-1, 1).to(x.dtype)
             x = torch.cat([x, reward, self._encode_action(inputs.last_action)], dim=-1)
         if self.memory is not None:
-            x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state)
+            x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state, inputs.resets)
             x = x.flatten(0, 1)
         policy_logits = self.policy(x).view(rows, batch, -1)
         value = self.baseline(x).view(rows, batch)
@@ -217,6 +225,8 @@ def initialise(model: nn.Module) -> None:
     PyTorch's own initialisation lets the signal of sparse images shrink a thousandfold on its way up; the first updates then
     move biases above all, and most ReLUs of the convolutions never fire again (seen on Pong: docs/log.md).
     """
+    if not initialisation.wanted():
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight, math.sqrt(2.0))

@@ -79,8 +79,8 @@ class Weights:
         Raises:
             FloatingPointError: if it is not all finite; readers keep the version before it.
         """
-        vectors = [parameters.cpu(), *([] if statistics is None else [statistics.cpu()])]  # waits for a GPU, this once
-        if not all_finite(vectors):
+        vectors = [parameters, *([] if statistics is None else [statistics])]
+        if not all_finite(vectors):  # found out where they are; a GPU is waited for
             raise FloatingPointError(
                 f"the weights of update {version} are infinite or NaN: try a lower --learning_rate"
             )

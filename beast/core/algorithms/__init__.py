@@ -2,6 +2,8 @@
 
     loss(outputs, batch, distribution, config) -> (scalar, metrics by name)
 
+Where that loss is a sum over the batch's unrolls, the module may say so: `ADDITIVE = True` (see `Algorithm.additive`).
+
 An algorithm that needs more (several passes over a batch, parameters of its own, a state, columns of its own, a hook after each
 update) defines a class `Algorithm` instead, a subclass of the one below.
 """
@@ -34,6 +36,11 @@ class Algorithm:
 
     info_columns: Mapping[str, ArraySpec] = {}
     """What it wants of each step beside the usual: keys of the environment's `info`, kept as `Batch.extra` `[T+1, B, ...]`."""
+    additive: bool = False
+    """Whether the losses of a batch's parts (some of its unrolls each), and their terms, add up to those of the whole. Then a
+    batch is learned from in parts where it would take too much memory; `losses` is called for each of them."""
+    means: tuple[str, ...] = ()
+    """Terms that are means over the batch instead: of parts, their mean is reported."""
 
     def __init__(self, config: Any, distribution: Distribution) -> None:
         self.config, self.distribution = config, distribution
@@ -70,9 +77,9 @@ class Algorithm:
 class PlainLoss(Algorithm):
     """The short form: one pass with a function `loss`."""
 
-    def __init__(self, config: Any, distribution: Distribution, loss: Loss) -> None:
+    def __init__(self, config: Any, distribution: Distribution, loss: Loss, additive: bool = False) -> None:
         super().__init__(config, distribution)
-        self._loss = loss
+        self._loss, self.additive = loss, additive
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         yield self._loss(forward(batch), batch, self.distribution, self.config)
@@ -83,7 +90,7 @@ def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algori
     if hasattr(module, "Algorithm"):
         algorithm: Algorithm = module.Algorithm(config, distribution)
         return algorithm
-    return PlainLoss(config, distribution, module.loss)
+    return PlainLoss(config, distribution, module.loss, getattr(module, "ADDITIVE", False))
 
 
 def algorithm_module(name: str) -> Any:

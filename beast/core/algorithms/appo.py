@@ -65,6 +65,9 @@ def loss(
 class Algorithm(algorithms.Algorithm):
     """Several passes of `loss`."""
 
+    additive = True
+    means = ("clipped",)
+
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         for _ in range(self.config.passes):
             yield loss(forward(batch), batch, self.distribution, self.config)
