@@ -1,4 +1,4 @@
-"""From a batch to gradients: a model, its algorithm, and the vectors they live in. No optimiser, no queue, no process."""
+"""From a batch to gradients: a model, its algorithm and their vectors. No optimiser, no queue, no process."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Losses = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 class Gradient(NamedTuple):
-    """What one pass over a batch says. Vectors may be added over ranks and micro-batches; they live until the next is made."""
+    """The result of one pass over a batch. Gradients may be summed over ranks and micro-batches; each lasts until the next."""
 
     vector: torch.Tensor
-    """`[P]` float32: of the model's parameters, then of the algorithm's. Not finite if anything that it comes from is not."""
+    """`[P]` float32: the model's parameters, then the algorithm's. Not finite if any input of it was not."""
     sums: torch.Tensor
-    """float32: what the forward saw, for the running statistics (`FlatModel.merge`)."""
+    """float32 sums of what the forward saw, for the running statistics (`FlatModel.merge`)."""
     metrics: dict[str, torch.Tensor]
     """Scalars by name, among them `total_loss`."""
 
 
 class Staged(NamedTuple):
-    """A batch on the device, and the event after which it is there (None: it is there)."""
+    """A batch on the device, and the event after which it is complete (None if it is already)."""
 
     batch: Batch
     ready: torch.cuda.Event | None
@@ -43,10 +43,10 @@ class Gradients:
 
     Args:
         acting: the model, in the dtype that it computes in.
-        algorithm: whose `module` is taken over.
-        observation_spec: tells which fields are stacked.
+        algorithm: its losses and its own parameters.
+        observation_spec: says which fields are stacked.
         device: where the model is.
-        compile_model: by torch.compile, for these shapes alone, at the first batch.
+        compile_model: whether torch.compile compiles it at the first batch, for that batch's shapes.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Gradients:
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         size = acting.parameters.numel()
         self._vector = torch.zeros(size + self.own.parameters.numel(), device=device)
-        # The model's gradients are of its own dtype; a float32 one writes them where they are wanted.
+        # A model's gradients have its own dtype; a float32 model can write them directly into the vector.
         self._narrow = acting.parameters.dtype != torch.float32
         self._grad = torch.zeros_like(acting.parameters) if self._narrow else self._vector[:size]
         for part, vector in ((acting, self._grad), (self.own, self._vector[size:])):
@@ -74,20 +74,20 @@ class Gradients:
                 p.grad = views[name]
 
     def to_device(self, batch: Batch) -> Staged:
-        """Bring a batch to the device, on a stream of its own, while another one is being learned from."""
+        """Copy the batch to the device, on a separate stream, while another batch is being learned from."""
         if self._copy_stream is None:
             return Staged(batch, None)
-        # Compiled code would be made anew for each pattern of resets.
+        # A compiled model would be compiled again for each pattern of resets.
         resets = None if self._compiled else tuple(np.flatnonzero(batch.first.numpy().any(axis=1)).tolist())
         with torch.cuda.stream(self._copy_stream):
             moved = Batch(*(map_nested(lambda x: x.pin_memory().to(self.device, non_blocking=True), f) for f in batch))
             return Staged(moved, self._copy_stream.record_event(), resets)
 
     def of(self, staged: Staged) -> Iterator[Gradient]:
-        """One gradient for each pass of the algorithm, at the weights as they are when it is asked for.
+        """Yield one gradient for each pass of the algorithm, computed with the weights at the moment it is requested.
 
-        Never waits for the device. Whether rewards, float observations and the loss are finite is decided there: if not, the
-        gradient is not either. (The reward is looked at itself, because clipping makes an ordinary one of an infinite one.)
+        It never waits for the device. Whether rewards, float observations and the loss are finite is checked there: if not, the
+        gradient is not finite either. (Rewards are checked directly, because clipping makes an infinite one ordinary.)
         """
         batch = self._rebuild(staged)
         inputs, number = [batch.reward, *flatten(staged.batch.observation)], 0
@@ -99,10 +99,10 @@ class Gradients:
             number, inputs = number + 1, []
 
     def _add_up(self, passes: list[Losses], count: bool) -> Gradient | None:
-        """The sum of one pass's gradients over all micro-batches, in float32; None: there is no further pass."""
+        """Sum one pass's gradients over all micro-batches, in float32. Return None if there is no further pass."""
         found: list[Gradient] = []
         for losses in passes:
-            before = [part.statistics.clone() for part in self.parts]  # which a forward may change
+            before = [part.statistics.clone() for part in self.parts]  # because a forward may change them
             if (one := next(losses, None)) is None:
                 return None
             loss, metrics = one
@@ -117,26 +117,26 @@ class Gradients:
         return found[0] if len(found) == 1 else self._together(found)
 
     def _together(self, parts: list[Gradient]) -> Gradient:
-        """Of micro-batches, whose vector is one already: sums and terms of the whole batch."""
+        """Combine micro-batches: their vector is summed already, their statistics' sums and their terms are not."""
         terms = {name: torch.stack([part.metrics[name] for part in parts]) for name in parts[0].metrics}
         metrics = {name: x.mean() if name in self.algorithm.means else x.sum() for name, x in terms.items()}
         return Gradient(self._vector, torch.stack([part.sums for part in parts]).sum(0), metrics)
 
     @property
     def parts(self) -> tuple[FlatModel, FlatModel]:
-        """The model and the algorithm's module: the order of all vectors."""
+        """The model and the algorithm's module, in the order of all vectors."""
         return self.acting, self.own
 
     @torch.no_grad()
     def _sums(self, before: list[torch.Tensor], count: bool) -> torch.Tensor:
-        """What the forward saw, if it is to count; the statistics themselves are put back, because `Learner` keeps them."""
+        """Return what the forward saw, if it is to count, and restore the statistics, which `Learner` keeps."""
         sums = torch.cat([part.sums() for part in self.parts])
         for part, statistics in zip(self.parts, before, strict=True):
             part.statistics.copy_(statistics)
         return sums if count else torch.zeros_like(sums)
 
     def _forward(self, known: torch.Tensor, resets: tuple[int, ...] | None, batch: Batch) -> ModelOutput:
-        """The model's outputs on all rows of a batch; its resets, if its `first` is the one that they are known of."""
+        """Return the model's outputs on all rows of a batch. The resets are known for one `first` alone."""
         outputs: ModelOutput
         inputs = batch.model_input()
         if batch.first is known:
@@ -148,7 +148,7 @@ class Gradients:
         return outputs
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
-        """A batch in as few equal parts as hold no more rows than a CPU should learn from at once."""
+        """Split a batch into as few equal parts as possible, none with more rows than a CPU should learn from at once."""
         rows, size = batch.first.shape
         number = 1 if self._most_rows is None else min(size, -(-rows * size // self._most_rows))
         if number == 1:
@@ -157,13 +157,13 @@ class Gradients:
         return [batch.unrolls(slice(*edge)) for edge in itertools.pairwise(edges)]
 
     def _rebuild(self, staged: Staged) -> Batch:
-        """The batch as models and losses know it: stacks rebuilt from frames."""
+        """Return the batch for models and losses: stacks are rebuilt from frames."""
         batch = staged.batch
         if staged.ready is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(staged.ready)
             for tensor in flatten(tuple(batch)):
-                tensor.record_stream(stream)  # the allocator must not reuse it before this stream is done with it
+                tensor.record_stream(stream)  # the allocator must not reuse it while this stream needs it
 
         def rebuild(stack: int, value: torch.Tensor) -> torch.Tensor:
             return restack(value, batch.first, stack) if stack > 1 else value

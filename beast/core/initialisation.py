@@ -1,4 +1,4 @@
-"""Whether a model that is being made needs weights of its own: drawing orthogonal ones takes most of the time to make it."""
+"""Whether a model under construction needs initial weights: drawing orthogonal ones takes most of the time to make it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _wanted = ContextVar("initial weights are wanted", default=True)
 
 
 def wanted() -> bool:
-    """Whether they are; False where others are read into the model before it is used."""
+    """Return False if other weights are read into the model before it is used."""
     return _wanted.get()
 
 
 @contextmanager
 def unwanted() -> Iterator[None]:
-    """Make models without them, in this thread."""
+    """Construct models without initial weights, in this thread."""
     token = _wanted.set(False)
     try:
         yield
