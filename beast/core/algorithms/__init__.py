@@ -2,7 +2,8 @@
 
     loss(outputs, batch, distribution, config) -> (scalar, metrics by name)
 
-A module whose loss is a sum over the batch's unrolls may declare `ADDITIVE = True` (see `Algorithm.additive`).
+A module whose loss is a sum over the batch's unrolls may declare `ADDITIVE = True`, and `MEANS`, the names of those terms that
+are means (see `Algorithm.additive`).
 
 An algorithm that needs more (several passes over a batch, parameters of its own, a state, columns of its own, a hook after each
 update) defines a class `Algorithm` instead, a subclass of the one below.
@@ -76,11 +77,21 @@ class Algorithm:
 
 
 class PlainLoss(Algorithm):
-    """The short form of an algorithm: one pass with a function `loss`."""
+    """The short form of an algorithm: one pass with a function `loss`.
 
-    def __init__(self, config: Any, distribution: Distribution, loss: Loss, additive: bool = False) -> None:
+    Args:
+        config: the module's `Config`, as set by flags.
+        distribution: of the action space.
+        loss: the function.
+        additive: as in `Algorithm`.
+        means: as in `Algorithm`.
+    """
+
+    def __init__(
+        self, config: Any, distribution: Distribution, loss: Loss, additive: bool = False, means: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(config, distribution)
-        self._loss, self.additive = loss, additive
+        self._loss, self.additive, self.means = loss, additive, means
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Yield the loss of the only pass and its terms."""
@@ -92,7 +103,8 @@ def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algori
     if hasattr(module, "Algorithm"):
         algorithm: Algorithm = module.Algorithm(config, distribution)
         return algorithm
-    return PlainLoss(config, distribution, module.loss, getattr(module, "ADDITIVE", False))
+    adds_up, means = getattr(module, "ADDITIVE", False), getattr(module, "MEANS", ())
+    return PlainLoss(config, distribution, module.loss, adds_up, means)
 
 
 def algorithm_module(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from beast.acting.models import ModelChoice
-from beast.core.algorithms import Algorithm, PlainLoss, appo, impala
+from beast.core.algorithms import Algorithm, PlainLoss, algorithm_of, appo, impala
 from beast.core.data import ArraySpec, Batch
 from beast.core.distributions import distribution_for
 from beast.core.flat import FlatModel
@@ -97,12 +99,21 @@ def test_parts_are_as_few_and_as_equal_as_can_be(rows, expected):
     assert sizes == expected
 
 
-def test_a_loss_that_does_not_say_that_it_adds_up_gets_the_whole_batch():
+@pytest.mark.parametrize(("declared", "parts"), [({}, 1), ({"ADDITIVE": True, "MEANS": ("size",)}, B)])
+def test_a_module_says_that_its_loss_adds_up_and_which_terms_do_not(declared, parts):
+    def loss(outputs, batch, distribution, config):
+        total, terms = impala.loss(outputs, batch, distribution, config)
+        return total, {"pg_loss": terms["pg_loss"], "size": torch.tensor(float(batch.reward.shape[1]))}
+
+    module = SimpleNamespace(Config=impala.Config, loss=loss, **declared)
     net = ModelChoice("mlp", False, VECTOR, ACTIONS).build()
-    gradients = make(net, VECTOR, PlainLoss(impala.Config(), distribution_for(ACTIONS), impala.loss), rows=T + 1)
-    sizes = forwards_of(net)
-    learned(gradients, batch_of(VECTOR, net))
-    assert sizes == [B]
+    batch = batch_of(VECTOR, net)
+    ((_, _, whole),) = learned(make(net, VECTOR), batch)
+    gradients = make(net, VECTOR, algorithm_of(module, impala.Config(), distribution_for(ACTIONS)), rows=T + 1)
+    ((_, _, terms),) = learned(gradients, batch)
+    assert terms["size"] == B / parts
+    for name in ("pg_loss", "total_loss"):
+        assert_close(terms[name], whole[name], rtol=1e-5, atol=1e-5)
 
 
 def test_all_passes_are_made_over_all_parts_and_means_stay_means():
