@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", required=True, metavar="COMMIT", help="the commit to compare this tree with")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each kind [3]")
     parser.add_argument(
-        "--updates", type=int, default=20, metavar="N", help="updates that a training run is watched [20]"
+        "--updates", type=int, default=20, metavar="N", help="updates of a training run, after three more [20]"
     )
     parser.add_argument("--profile_seconds", type=float, default=20.0, metavar="X", help="of profile; 0: none [20]")
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE, after each run")
@@ -78,19 +78,19 @@ def training(checkout: Path, folder: Path, flags: list[str], updates: int) -> di
         cwd=folder, env=_environment(), stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     peaks = dict.fromkeys(PEAKS, 0.0)
-    rows: list[dict[str, str]] = []
-    while process.poll() is None and (not rows or float(rows[-1]["updates"]) < updates):
+    rows: list[dict[str, float]] = []  # of logs.csv, from the warm-up's end on
+    while process.poll() is None and (not rows or rows[-1]["updates"] - rows[0]["updates"] < updates):
         time.sleep(0.5)
         sizes = [_sizes(one) for one in [psutil.Process(process.pid), *_children(process.pid)]]
         seen = (sum(pss for pss, _ in sizes), *sizes[0])
         peaks = {name: max(peaks[name], size / 1e6) for name, size in zip(PEAKS, seen, strict=True)}
         with contextlib.suppress(FileNotFoundError), open(folder / "run" / "logs.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+            log = [{name: float(row[name]) for name in ("updates", "step", "time")} for row in csv.DictReader(file)]
+            rows = [row for row in log if row["updates"] >= WARM_UP]
     process.send_signal(signal.SIGINT)
     if process.wait() != 130:
         raise SystemExit(f"memory: error: {checkout}: the run ended by itself with status {process.returncode}")
-    first = next(row for row in rows if float(row["updates"]) >= WARM_UP)
-    steps, seconds = (float(rows[-1][name]) - float(first[name]) for name in ("step", "time"))
+    steps, seconds = (rows[-1][name] - rows[0][name] for name in ("step", "time"))
     return peaks | {"training_sps": steps / seconds}
 
 
