@@ -14,6 +14,7 @@ ActorCritic`; see `models/mlp.py`).
 
 The class may also have `Config`, a frozen dataclass whose fields become flags; and `columns`, a dict of ArraySpec by name:
 arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).
+`micro_batch_rows` is how many rows a CPU learns from at a time, for a model whose activations need much memory.
 `beast.core.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
 """
 
@@ -30,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from beast.core import initialisation
 from beast.core.data import ModelInput, ModelOutput, Nested
 from beast.core.distributions import UNBOUNDED, distribution_for
 
@@ -80,15 +82,23 @@ class Memory(nn.Module):
         return zeros, zeros.clone()
 
     def forward(
-        self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor],
+        resets: tuple[int, ...] | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
         """Return `[T, B, size]` and the new state for inputs `[T, B, F]` and first rows `[T, B]`.
 
         The LSTM is called once for each stretch of rows without a reset.
+
+        Args:
+            x: the inputs.
+            first: the rows before which a state is zeroed.
+            state: the state before row 0.
+            resets: as in `ModelInput`. For a single row, which is what actors have, they make no difference.
         """
         by_layer = (s.to(x.dtype).reshape(-1, self.layers, self.size) for s in state)
         h, c = (s.transpose(0, 1).contiguous() for s in by_layer)  # [layers, B, size]
-        resets = first.any(dim=1).nonzero().flatten().tolist()
+        if resets is None:
+            resets = tuple(first.any(dim=1).nonzero().flatten().tolist()) if len(x) > 1 else ()
         edges = sorted({0, *resets, len(x)})
         outputs = []
         for start, end in itertools.pairwise(edges):
@@ -158,7 +168,7 @@ class ActorCritic(nn.Module):
             action = [self._encode_action(inputs.last_action)] if self._feed_action else []
             x = torch.cat([x, reward, *action], dim=-1)
         if self.memory is not None:
-            x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state)
+            x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state, inputs.resets)
             x = x.flatten(0, 1)
         policy_logits = self.policy(x).view(rows, batch, -1)
         value = self.baseline(x).view(rows, batch)
@@ -271,7 +281,7 @@ def initialise(model: nn.Module, how: str = "orthogonal") -> None:
     PyTorch's own initialisation lets the signal of sparse images shrink a thousandfold on its way up; the first updates then
     mainly move biases, and most ReLUs of the convolutions never fire again (seen on Pong: docs/log.md).
     """
-    if how == "pytorch":
+    if how == "pytorch" or not initialisation.wanted():
         return
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -52,7 +52,7 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
         settings = dataclasses.asdict(config.model)
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
-        built = model.build()  # a model that does not fit raises here, before a run folder is made
+        built = model.build(weights=False)  # a model that does not fit raises here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
             group.reset()  # an environment that breaks its contract raises here too
         if group.says_mask and ACTION_MASK not in group.columns:
