@@ -36,6 +36,7 @@ class RemoteActors:
     def begin(self, slots: Array) -> Request:
         """Start an unroll in these slots; returns the first request."""
         self.slots = slots
+        self._mailbox.finish(self._places, -1)  # one that died before its commit may have said otherwise
         self.actors.begin(slots)
         return self.ask()
 
@@ -55,7 +56,11 @@ class RemoteActors:
         """Act on the answer; True when the unroll is complete."""
         if self.actors.row == 0:
             self.actors.remember(self._mailbox.core_state(self._places))
-        return self.actors.step(*self._mailbox.get_actions(self._places))
+        chosen, version = self._mailbox.get_actions(self._places)
+        complete = self.actors.step(chosen, version)
+        if complete:
+            self._mailbox.finish(self._places, version)
+        return complete
 
     def close(self) -> None:
         self.actors.close()

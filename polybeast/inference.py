@@ -18,7 +18,7 @@ from beast.processes.shared import SharedArrays
 from beast.processes.status import Status, WorkerStatus
 from beast.store.weights import Weights
 
-from .batcher import Batcher, Waiting
+from .batcher import Batcher, Lockstep, Waiting
 from .mailbox import Line, Mailbox, Request
 
 _WAIT_EDGES = np.geomspace(1e-5, 10.0, 61)  # seconds; bins of the waiting times
@@ -46,6 +46,8 @@ class InferenceArguments:
     """Seconds."""
     sync_every_step: bool
     """Weights may change inside an unroll."""
+    lockstep: bool
+    """A forward waits for all environments."""
     statistics: Statistics
 
 
@@ -113,7 +115,11 @@ class Inference:
         # Free again when a forward's actions are there, so one set of rows is enough.
         self._page_locked = a.mailbox.page_locked() if a.device.type == "cuda" else None
         sizes = {group: places.stop - places.start for group, places in enumerate(a.groups)}
-        self._batcher = Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
+        self._batcher = (
+            Lockstep(sizes, lambda: a.mailbox.unfinished(a.groups, a.weights.version))
+            if a.lockstep
+            else Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
+        )
 
     @property
     def core_state(self) -> Nested:

@@ -71,8 +71,10 @@ class Mailbox:
                 "behaviour_logits": place((spec.num_params,)),
                 "policy_version": place(dtype=np.int64),
                 "core_state": map_nested(lambda s: place(s.shape, s.dtype), spec.core_state),
+                "finished": place(dtype=np.int64),
             }
         )
+        self._arrays["finished"][:] = -1
 
     @property
     def _arrays(self) -> dict[str, Any]:
@@ -110,6 +112,10 @@ class Mailbox:
     def core_state(self, places: slice) -> Nested:
         """The recurrent state before the row just answered, where that was an opening one."""
         return map_nested(lambda array: array[places], self._arrays["core_state"])
+
+    def finish(self, places: slice, version: int) -> None:
+        """Note that a group has a whole unroll by this version of the policy; -1: it has begun another one."""
+        self._arrays["finished"][places] = version
 
     # -- inference's side -------------------------------------------------------------------------------------------------
 
@@ -152,6 +158,11 @@ class Mailbox:
             for name, array in arrays["agent_extra"].items():
                 array[places] = chosen.extra[name][part]
             start = part.stop
+
+    def unfinished(self, groups: list[slice], version: int) -> set[int]:
+        """The numbers of those groups that have no whole unroll by this version of the policy."""
+        finished = self._arrays["finished"]
+        return {number for number, places in enumerate(groups) if finished[places.start] != version}
 
     def put_state(self, places: slice, leaves: list[Array]) -> None:
         """Leave the recurrent state before an opening row."""

@@ -2,6 +2,9 @@
 
 crew(task, config, spec, weights) -> Crew        who fills the unroll store, as plans: nothing is started here
 acting_device(device) -> torch.device            where its actors' forwards run, if the learner is on `device`
+
+It may also name the values of --pace that it knows, as PACES; without it these are free and unroll, which any crew knows whose
+actors take the newest weights when they begin an unroll.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from beast.core.errors import ConfigError
 from beast.core.names import TRAINERS, NoSuchModule, import_named
 from beast.processes.status import LocalStatus
 from beast.run.action_log import SerialActors
+from beast.settings.pace import PACES
 from beast.store.sources import Source
 from beast.store.unrolls import UnrollWriter, WorkerPort
 
@@ -67,3 +71,19 @@ def beast_module(trainer: str) -> Any:
         if not hasattr(module, needed):
             raise ConfigError(f"--trainer {trainer}: the module defines no {needed} (see beast/run/crew.py)")
     return module
+
+
+def check_pace(trainer: str, pace: str) -> None:
+    """Hold a pace against those that a beast knows.
+
+    Raises:
+        ConfigError: if it does not know this one, naming who does.
+    """
+
+    def known(name: str) -> tuple[str, ...]:
+        return getattr(beast_module(name), "PACES", PACES[:2])
+
+    if pace not in known(trainer):
+        able = [f"--trainer {name}" for name in TRAINERS if pace in known(name)]
+        others = " or ".join([*able, f"--pace {known(trainer)[-1]}"])
+        raise ConfigError(f"--trainer {trainer} has no --pace {pace}: use {others}")

@@ -7,19 +7,23 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
+
 from beast.acting.task import Task
 from beast.core.data import flatten
 from beast.core.errors import ConfigError
+from beast.core.flat import FlatModel
 from beast.processes.machine import free_memory
 from beast.processes.shared import total_bytes
 from beast.settings.config import ActorsConfig, Config, LearnerConfig
+from beast.settings.pace import PaceConfig
 from beast.settings.presets import PRESETS
 
 # Of an Atari game: 200 games of Pong, memory of the process before and after. Of a process: less than any was seen to have
 # (an environment worker has 34 MB of its own), because this is a lower bound. Other environments tell nobody.
 PROCESS, ATARI_GAME = 20_000_000, 1_600_000  # bytes
 
-_FLAGS = ("num_actors", "num_actor_processes", "unroll_length", "batch_size", "num_buffers")
+_FLAGS = ("num_actors", "num_actor_processes", "unroll_length", "batch_size", "num_buffers", "policy_lag")
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,12 @@ class Need:
     batch: int
     """As it leaves the store, and its observations as the model reads them."""
     workers: int
+    old_weights: int = 0
+    """Of a policy lag."""
 
     @property
     def total(self) -> int:
-        return self.store + self.batch + self.workers
+        return self.store + self.batch + self.workers + self.old_weights
 
 
 def needed(config: Config, task: Task) -> Need:
@@ -48,7 +54,17 @@ def needed(config: Config, task: Task) -> Need:
         batch=total_bytes(slots(batch, steps)) + as_read,
         workers=(0 if actors.serial else PROCESS * actors.processes)
         + (ATARI_GAME * actors.num_actors if task.env.is_atari else 0),
+        old_weights=old_weights(config, task),
     )
+
+
+def old_weights(config: Config, task: Task) -> int:
+    """Bytes of the weights that wait until they are as old as `--policy_lag` says."""
+    if not config.pace.policy_lag:
+        return 0
+    with torch.random.fork_rng(devices=[]):
+        flat = FlatModel(task.model.build(), torch.device("cpu"), task.dtype)
+    return config.pace.policy_lag * (flat.parameters.nbytes + flat.statistics.nbytes)
 
 
 def check_memory(config: Config, task: Task) -> None:
@@ -61,7 +77,7 @@ def check_memory(config: Config, task: Task) -> None:
     if need.total <= free:
         return
     blamed = [f"--{name} {config.flat()[name]}" for name in _blamed(config, task, free)]
-    parts = {"unrolls": need.store, "a batch": need.batch, "actors": need.workers}
+    parts = {"unrolls": need.store, "a batch": need.batch, "actors": need.workers, "old weights": need.old_weights}
     advice = "lower --num_actors, --batch_size or --unroll_length"
     if blamed:
         advice = f"lower {' and '.join(blamed)}"
@@ -75,7 +91,9 @@ def check_memory(config: Config, task: Task) -> None:
 def _blamed(config: Config, task: Task, free: int) -> list[str]:
     """The flag without which it would fit; if there is no such one, all that are above their defaults."""
     values = config.flat()
-    defaults = {f.name: f.default for group in (ActorsConfig, LearnerConfig) for f in dataclasses.fields(group)}
+    defaults = {
+        f.name: f.default for group in (ActorsConfig, LearnerConfig, PaceConfig) for f in dataclasses.fields(group)
+    }
     usual = defaults | PRESETS[config.run.preset]
     raised = [name for name in _FLAGS if values[name] is not None and values[name] > (usual[name] or 0)]
     alone = []

@@ -246,8 +246,9 @@ def learner_threads(config: Config, task: Task) -> int:
 def compute_threads(config: Config, task: Task) -> int:
     """Threads that PyTorch takes for the learner at the start.
 
-    On a CPU half of the machine is about the learner's share, until it turns out that it needs more.
+    On a CPU half of the machine is about the learner's share, until it turns out that it needs more; all of it where actors
+    wait for each update.
     """
     if config.actors.serial or task.device.type != "cpu":
         return 1
-    return max(1, usable_cores() // 2)
+    return usable_cores() if config.pace.in_rounds else max(1, usable_cores() // 2)

@@ -20,6 +20,7 @@ from beast.core.errors import ConfigError, EnvError
 from beast.core.optimisers import OptimiserConfig
 from beast.envs import EnvChoice, Standard
 from beast.processes.machine import usable_cores
+from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS
 
 
@@ -124,8 +125,8 @@ class ActorsConfig:
     unroll_length: int = 20
     """How many steps an actor collects before it hands them to the learner (T)."""
     num_buffers: int | None = None
-    """How many unrolls fit into shared memory (default: 2 * num_actors + batch_size; at least num_actors + batch_size);
-    rarely worth changing."""
+    """How many unrolls fit into shared memory (default: 2 * num_actors + batch_size, at least num_actors + batch_size; with
+    --pace unroll or step both are num_actors); rarely worth changing."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_actors", "unroll_length", "num_buffers")
@@ -167,7 +168,7 @@ class LearnerConfig:
     """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 until then,
     so ask for the length that you really want."""
     batch_size: int = 32
-    """How many unrolls the learner uses for each update (B)."""
+    """How many unrolls the learner uses for each update (B). With --pace unroll or step it is num_actors."""
     num_learner_threads: int | None = None
     """How many threads the learner has: one trains, the others prepare the next batch (default: 2 with a GPU, 1 without)."""
     device: str = "auto"
@@ -297,24 +298,29 @@ class Config:
     """the algorithm's own Config"""
     optimiser: OptimiserConfig
     inference: InferenceConfig
+    pace: PaceConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
+        if self.pace.in_rounds:
+            self.pace.check(self.actors.num_actors, self.learner.batch_size, self.inference)
         if self.num_buffers < self.least_buffers:
+            batch = "" if self.pace.in_rounds else f" + batch_size ({self.learner.batch_size})"
             raise ConfigError(
-                f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}) + batch_size "
-                f"({self.learner.batch_size}) = {self.least_buffers} are needed; leave it out to have it chosen"
+                f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}){batch} = "
+                f"{self.least_buffers} are needed; leave it out to have it chosen"
             )
 
     @property
     def least_buffers(self) -> int:
         """Fewer could leave actors and learner waiting for each other."""
-        return self.actors.num_actors + self.learner.batch_size
+        return self.actors.num_actors + (0 if self.pace.in_rounds else self.learner.batch_size)
 
     @property
     def num_buffers(self) -> int:
-        """Slots of the unroll store: actors write one set while the one before it is learned."""
-        return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
+        """Slots of the unroll store: actors write one set while the one before it is learned, unless they take turns."""
+        ahead = 0 if self.pace.in_rounds else self.actors.num_actors
+        return self.actors.num_buffers or ahead + self.least_buffers
 
     @property
     def open_files(self) -> int:
@@ -337,16 +343,19 @@ class Config:
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
             "inference": InferenceConfig,
+            "pace": PaceConfig,
             "run": RunConfig,
         }
 
     @classmethod
-    def from_flat(cls, values: dict[str, Any]) -> Config:
-        """From flag values; those left out take their defaults.
+    def from_flat(cls, values: dict[str, Any], preset: dict[str, Any] | None = None) -> Config:
+        """From flag values; those left out take what others imply, then the preset's values, then their defaults.
 
         Raises:
             ConfigError: naming the wrong setting.
         """
+        preset = {"num_actors": ActorsConfig.num_actors} | (preset or {})
+        values = preset | implied(values, preset["num_actors"]) | values
         groups = {}
         left = set(values)
         _check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
@@ -370,7 +379,10 @@ class Config:
 
     def replace(self, **values: Any) -> Config:
         """The same with other values, by flag name."""
-        return Config.from_flat(self.flat() | values)
+        flat = self.flat()
+        if self.pace.in_rounds:
+            del flat["batch_size"]  # is num_actors
+        return Config.from_flat(flat | values)
 
 
 def section(group: type, values: dict[str, Any]) -> Any:

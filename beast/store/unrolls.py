@@ -8,9 +8,7 @@ that a killed process could keep, and what a dead worker held is known exactly: 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import select
 import threading
 import time
 from collections import deque
@@ -25,11 +23,7 @@ import torch
 from beast.core.data import Array, ArraySpec, Batch, Chosen, EnvOutput, Nested, flatten, map_nested
 from beast.core.errors import StoreClosed
 from beast.processes.shared import SharedArrays
-
-_INT = np.dtype(np.int32)
-_F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
-_PIPE_SIZE = 1 << 16  # bytes that a pipe holds if nobody asks for more
-_CHUNK = select.PIPE_BUF // _INT.itemsize  # integers that one write moves atomically
+from beast.store.pipes import INT, make_room, readable, write
 
 
 @dataclass(frozen=True)
@@ -161,16 +155,16 @@ class WorkerPort:
         Raises:
             StoreClosed: when the parent has closed the store.
         """
-        if not _readable(self._free_fd, timeout):
+        if not readable(self._free_fd, timeout):
             return None
-        wanted = self._group * _INT.itemsize
+        wanted = self._group * INT.itemsize
         data = b""
         while len(data) < wanted:  # written in one go, so the rest of it is there or about to be
             piece = os.read(self._free_fd, wanted - len(data))
             if not piece:
                 raise StoreClosed("the unroll store is closed")
             data += piece
-        return np.frombuffer(data, _INT).astype(np.intp)
+        return np.frombuffer(data, INT).astype(np.intp)
 
     def commit(self, slots: Array) -> None:
         """Hand over slots whose rows are all written.
@@ -179,7 +173,7 @@ class WorkerPort:
             StoreClosed: when the parent has closed the store.
         """
         try:
-            _write(self._full_fd, slots)
+            write(self._full_fd, slots)
         except BrokenPipeError as error:
             raise StoreClosed("the unroll store is closed") from error
 
@@ -239,7 +233,7 @@ class UnrollStore:
             MemoryError: if no pipe can hold two groups of slots, which are handed out before anyone reads.
         """
         free_read, free_write = os.pipe()
-        _make_room(free_write, 2 * group * _INT.itemsize)
+        make_room(free_write, 2 * group * INT.itemsize)
         with self._lock:
             self._pipes[worker] = free_read, free_write
             self._groups[worker] = group
@@ -251,7 +245,7 @@ class UnrollStore:
         """Take back all that a dead worker held; returns how many unrolls were lost half-written."""
         with self._lock:
             self._collect_full()  # what it committed before it died is whole, and counts
-            lost = self._held.pop(worker)
+            lost = self._take_back(worker)
             self._free.extend(lost)
             del self._groups[worker]
             for fd in self._pipes.pop(worker):
@@ -266,18 +260,27 @@ class UnrollStore:
             group = self._groups[worker]
             if len(self._free) < group or len(self._held[worker]) > group:
                 return
-            slots = [self._free.popleft() for _ in range(group)]
-            self._held[worker].update(slots)
-            _write(self._pipes[worker][1], np.array(slots))
+            self._give(worker)
+
+    def _give(self, worker: int) -> None:
+        slots = [self._free.popleft() for _ in range(self._groups[worker])]
+        self._held[worker].update(slots)
+        write(self._pipes[worker][1], np.array(slots))
+
+    def _take_back(self, worker: int) -> set[int]:
+        return self._held.pop(worker)
+
+    def _note_full(self, worker: int, slot: int) -> None:
+        self._held[worker].remove(slot)
+        self._full.append(slot)
 
     def _collect_full(self) -> None:
         try:
             while data := os.read(self._full_read, 1 << 16):
-                for slot in np.frombuffer(data, _INT).tolist():
-                    for held in self._held.values():
+                for slot in np.frombuffer(data, INT).tolist():
+                    for worker, held in self._held.items():
                         if slot in held:
-                            held.remove(slot)
-                            self._full.append(slot)
+                            self._note_full(worker, slot)
                             break
         except BlockingIOError:
             pass
@@ -298,7 +301,7 @@ class UnrollStore:
                     return [self._full.popleft() for _ in range(batch_size)]
             if remaining <= 0:
                 return None
-            _readable(self._full_read, remaining)
+            readable(self._full_read, remaining)
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
         """Copy slots into a batch (a stacked observation still as frames, see `restack`); they stay taken until `free`."""
@@ -378,26 +381,3 @@ class UnrollStore:
             self._groups.clear()
             os.close(self._full_read)
             os.close(self._full_write)
-
-
-def _make_room(pipe: int, size: int) -> None:
-    """Let a pipe hold `size` bytes, so that whoever writes as much never waits."""
-    if size <= _PIPE_SIZE:
-        return
-    try:
-        fcntl.fcntl(pipe, _F_SETPIPE_SZ, size)
-    except OSError as error:
-        raise MemoryError(
-            f"a pipe of {size:,} bytes cannot be had ({error}): raise --num_actor_processes, so that each hosts fewer actors"
-        ) from error
-
-
-def _readable(fd: int, timeout: float) -> bool:
-    poll = select.poll()  # unlike select, not limited to descriptors below 1024
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(max(timeout, 0.0) * 1000))
-
-
-def _write(fd: int, numbers: Array) -> None:
-    for start in range(0, len(numbers), _CHUNK):
-        os.write(fd, numbers[start : start + _CHUNK].astype(_INT).tobytes())

@@ -68,6 +68,13 @@ class Weights:
         number = int(self._announced[0])
         return -1 if number < 0 else int(self._versions[number % 2])
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold of versions that nobody acted with yet, beside the newest: nothing here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up what `state_dict` gave, before the first `publish`."""
+
     def publish(self, parameters: torch.Tensor, version: int, statistics: torch.Tensor | None = None) -> None:
         """Write a new version (the learner alone).
 
