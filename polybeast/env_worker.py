@@ -14,7 +14,7 @@ from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Status, WorkerStatus
 from beast.store.unrolls import UnrollWriter, WorkerPort
 
-from .mailbox import Line, Mailbox, Request
+from .mailbox import LAST_TICKET, Line, Mailbox, Request
 
 PATIENCE = 1.0  # seconds without an answer after which a request is made again (inference may have been restarted)
 
@@ -44,7 +44,7 @@ class RemoteActors:
         """Leave this row in the mailbox."""
         actors = self.actors
         self._mailbox.put_rows(self._places, actors.env, actors.noise, opening=actors.row == 0)
-        self.ticket = (self.ticket + 1) & 0x7FFFFFFF
+        self.ticket = (self.ticket + 1) & LAST_TICKET
         return self.repeat()
 
     def repeat(self) -> Request:

@@ -48,6 +48,8 @@ class InferenceArguments:
     """Weights may change inside an unroll."""
     lockstep: bool
     """A forward waits for all environments."""
+    keep_states: bool
+    """Leave recurrent states where a successor finds them, if this process dies."""
     statistics: Statistics
 
 
@@ -139,7 +141,22 @@ class Inference:
     def _receive(self, timeout: float) -> None:
         for request in self._a.requests.receive(timeout):
             if self._batcher.add(request, time.monotonic()):
+                self._restore(request)
                 self.admit(request.group_id)
+
+    def _restore(self, request: Request) -> None:
+        """Go on with the recurrent state where a dead predecessor stopped, if it left one."""
+        if not self._a.keep_states or request.group_id in self._acting:
+            return
+        places = self._a.groups[request.group_id]
+        if (kept := self._a.mailbox.kept_state(request, places)) is not None:
+            map_nested(lambda leaf, array: leaf[places].copy_(torch.from_numpy(array)), self._core_state, kept)
+
+    def _leave_states(self, requests: list[Request]) -> None:
+        for request in requests:
+            places = self._a.groups[request.group_id]
+            leaves = [leaf[places].cpu().numpy() for leaf in flatten(self._core_state)]
+            self._a.mailbox.keep_state(places, request.ticket, leaves)
 
     def admit(self, group: int) -> None:
         """At row 0 of an unroll a group takes the newest weights, and keeps them until the next."""
@@ -169,6 +186,8 @@ class Inference:
         start = time.monotonic()
         a = self._a
         self.forward([waiting.request.group_id for waiting in batch])
+        if a.keep_states and self._has_state:
+            self._leave_states([waiting.request for waiting in batch])
         by_worker: dict[int, list[Request]] = {}
         for waiting in batch:
             by_worker.setdefault(a.worker_of[waiting.request.group_id], []).append(waiting.request)

@@ -20,6 +20,7 @@ from beast.core.data import Array, ArraySpec, Chosen, EnvOutput, Nested, flatten
 from beast.processes.shared import SharedArrays
 from beast.store.unrolls import UnrollSpec
 
+LAST_TICKET = 0x7FFFFFFF  # then they begin at 0 again
 _MESSAGE = np.dtype([("group", np.int32), ("ticket", np.int32)])
 
 
@@ -72,9 +73,11 @@ class Mailbox:
                 "policy_version": place(dtype=np.int64),
                 "core_state": map_nested(lambda s: place(s.shape, s.dtype), spec.core_state),
                 "finished": place(dtype=np.int64),
+                "kept_state": map_nested(lambda s: ArraySpec((2, num_actors, *s.shape), s.dtype), spec.core_state),
+                "kept_ticket": ArraySpec((2, num_actors), np.dtype(np.int64)),
             }
         )
-        self._arrays["finished"][:] = -1
+        self._arrays["finished"][:] = self._arrays["kept_ticket"][:] = -1
 
     @property
     def _arrays(self) -> dict[str, Any]:
@@ -168,6 +171,24 @@ class Mailbox:
         """Leave the recurrent state before an opening row."""
         for array, value in zip(flatten(self._arrays["core_state"]), leaves, strict=True):
             array[places] = value
+
+    def keep_state(self, places: slice, ticket: int, leaves: list[Array]) -> None:
+        """Leave the recurrent state `[n, ...]` after the row of a request, for a successor of this inference.
+
+        Of two copies one is of the request before, so that a death in the midst of this harms nobody.
+        """
+        kept = self._arrays["kept_ticket"][ticket % 2]
+        kept[places] = -1
+        for array, value in zip(flatten(self._arrays["kept_state"]), leaves, strict=True):
+            array[ticket % 2, places] = value
+        kept[places] = ticket
+
+    def kept_state(self, request: Request, places: slice) -> Nested | None:
+        """The recurrent state before the row of a request, if a predecessor left it."""
+        before = (request.ticket - 1) & LAST_TICKET
+        if (self._arrays["kept_ticket"][before % 2, places] != before).any():
+            return None
+        return map_nested(lambda array: array[before % 2, places], self._arrays["kept_state"])
 
 
 def _one_slice(groups: list[slice]) -> slice | None:

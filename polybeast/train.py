@@ -53,6 +53,7 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
         timeout=config.inference.inference_timeout_ms / 1e3,
         sync_every_step=config.inference.weights_sync == "step",
         lockstep=config.pace.pace == "step",
+        keep_states=config.pace.in_rounds and config.inference.inference == "process",
         statistics=Statistics(config.actors.num_actors),
     )
     counts, summarise = serving.statistics.counts, Statistics.summary
