@@ -8,7 +8,7 @@ from typing import Any
 from beast.core.errors import ConfigError
 
 PACES = ("free", "unroll", "step")
-"""All there are. A beast's module may name those that it knows as PACES; otherwise it is taken to know the first two."""
+"""All values of `--pace`. A trainer's module may list those that it supports as PACES; without it these are the first two."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ class PaceConfig:
         return self.pace != "free"
 
     def check(self, num_actors: int, batch_size: int, inference: Any) -> None:
-        """Hold other settings against turns.
+        """Check other settings against the pace.
 
         Raises:
-            ConfigError: if they say something else.
+            ConfigError: if they contradict it.
         """
+        if not self.in_rounds:
+            return
         if batch_size != num_actors:
             raise ConfigError(
                 f"--pace {self.pace} makes each update of one unroll of every actor, so --batch_size {batch_size} must be "
@@ -63,11 +65,11 @@ class PaceConfig:
 
 
 def implied(values: dict[str, Any], num_actors: Any) -> dict[str, Any]:
-    """What pace and policy_lag say of flags that were left out.
+    """Return what pace and policy_lag imply for flags that were left out.
 
     Args:
         values: flags as given.
-        num_actors: how many there are if `values` do not say it.
+        num_actors: the number of actors if it is not among `values`.
     """
     pace = values.get("pace", "free" if values.get("policy_lag") is None else "unroll")
     batch_size = {"batch_size": values.get("num_actors", num_actors)} if pace != "free" else {}

@@ -10,15 +10,15 @@ from beast.store.weights import Weights
 
 
 class LateWeights(Weights):
-    """The newest policy, as any `Weights`, which passes each version on to those who act when it is old enough.
+    """The newest policy, like any `Weights`; it also passes each version on to the actors' weights once it is old enough.
 
-    After update u the version max(0, u - lag) is passed on; if a unit of work is several updates, the newest that is at
-    least as old. The versions in between wait in a ring, in the dtype that the policy acts in.
+    After update u actors have version max(0, u - lag). If a unit of work makes several updates, they have the newest
+    version that is at least so old. The versions in between wait in a ring, in the dtype that the policy acts in.
 
     Args:
-        size, dtype, num_statistics: as of Weights.
-        acting: what actors read.
-        lag: updates, at least 1.
+        size, dtype, num_statistics: see `Weights`.
+        acting: the weights that actors read.
+        lag: in updates, at least 1.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, num_statistics: int, acting: Weights, lag: int) -> None:
@@ -30,10 +30,10 @@ class LateWeights(Weights):
         self._unused = list(range(lag))
 
     def publish(self, parameters: torch.Tensor, version: int, statistics: torch.Tensor | None = None) -> None:
-        """Write a new version, and pass the one on that is old enough now (the learner alone).
+        """Write a new version, and pass on the one that is now old enough. Only the learner calls this.
 
         Raises:
-            FloatingPointError: if the new one is not all finite; readers keep what they have.
+            FloatingPointError: if the new version is not all finite; readers keep the ones that they have.
         """
         parameters = parameters.cpu()
         super().publish(parameters, version, statistics)
@@ -55,11 +55,11 @@ class LateWeights(Weights):
 
     @property
     def ring_bytes(self) -> int:
-        """Memory of the versions that wait."""
+        """Memory of the waiting versions, in bytes."""
         return self._parameters.nbytes + self._old_statistics.nbytes
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The version that actors have and all that wait but the newest, which is the learner's own.
+        """Return the version that actors have and all that wait, except the newest, which the learner saves itself.
 
         Returns:
             versions `[n]` int64, parameters `[n, size]`, statistics `[n, num_statistics]`, oldest first.
@@ -75,10 +75,10 @@ class LateWeights(Weights):
         }
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up what `state_dict` gave, before the first `publish`; a run with another lag takes of it what it needs.
+        """Restore what `state_dict` returned, before the first `publish`. The lag may be another one now.
 
         Raises:
-            RuntimeError: if it is of another model.
+            RuntimeError: if the state belongs to another model.
         """
         shapes = [vectors.shape[1:] for vectors in (self._parameters, self._old_statistics)]
         if [state[name].shape[1:] for name in ("parameters", "statistics")] != shapes:

@@ -1,4 +1,4 @@
-"""Integers through pipes: a write of a few is atomic, so no lock is needed that a killed process could keep."""
+"""Integers through pipes: writing a few is atomic, so no lock is needed that a killed process could keep."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from beast.core.data import Array
 
 INT = np.dtype(np.int32)
 _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
-_PIPE_SIZE = 1 << 16  # bytes that a pipe holds if nobody asks for more
-_CHUNK = select.PIPE_BUF // INT.itemsize  # integers that one write moves atomically
+_PIPE_SIZE = 1 << 16  # bytes that a pipe holds by default
+_CHUNK = select.PIPE_BUF // INT.itemsize  # integers that one atomic write can hold
 
 
 def make_room(pipe: int, size: int) -> None:
-    """Let a pipe hold `size` bytes, so that whoever writes as much never waits.
+    """Enlarge a pipe to hold `size` bytes, so that writing that many never blocks.
 
     Raises:
-        MemoryError: if the system does not allow it.
+        MemoryError: if the system refuses.
     """
     if size <= _PIPE_SIZE:
         return
@@ -33,7 +33,7 @@ def make_room(pipe: int, size: int) -> None:
 
 
 def readable(fd: int, timeout: float) -> bool:
-    """Whether a descriptor can be read within `timeout` seconds."""
+    """Return whether a descriptor can be read within `timeout` seconds."""
     poll = select.poll()  # unlike select, not limited to descriptors below 1024
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(max(timeout, 0.0) * 1000))

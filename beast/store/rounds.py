@@ -14,12 +14,12 @@ from beast.store.unrolls import UnrollSpec, UnrollStore
 class RoundStore(UnrollStore):
     """An unroll store filled in rounds: a port writes one group of unrolls, and gets no more slots until `free` ends the round.
 
-    The account is kept by port, not by process. Who dies after its commit has delivered, and its successor waits for the
-    next round; who dies before leaves its slots to its successor, which fills them in the same round.
+    The account is kept for each port, not for each process. The successor of a worker that died after its commit waits for
+    the next round; the successor of one that died before it fills the missing slots in the same round.
 
     Args:
-        spec: of one step.
-        num_buffers: slots; one for each actor is all that a round needs.
+        spec: layout of one step.
+        num_buffers: number of slots; a round needs one for each actor.
         unroll_length: T.
     """
 
@@ -45,7 +45,7 @@ class RoundStore(UnrollStore):
 
     def _take_back(self, worker: int) -> set[int]:
         lost = super()._take_back(worker)
-        if lost:  # in the midst of a commit too large for one pipe write, perhaps: no part of it counts
+        if lost:  # it may have died within a commit too large for one pipe write: then no part of it counts
             for slot in self._delivered.pop(worker, []):
                 self._full.remove(slot)
                 lost.add(slot)
@@ -53,13 +53,13 @@ class RoundStore(UnrollStore):
 
 
 class RoundSource(StoreSource):
-    """One unroll of every actor at a time, in the order of the actors; the next round begins when the update is published.
+    """Batches of one unroll of every actor, in the order of the actors; the next round begins when the update is published.
 
-    So all rows are of the policy that learns from them. Ordered by actor, a batch does not depend on who was quicker.
+    So every row was chosen by the policy that learns from it, and the order within a batch does not depend on timing.
     """
 
     def next(self, timeout: float) -> Work | None:
-        """The round's batch once its last unroll is there; None if that takes longer than `timeout` seconds."""
+        """Wait for the round's last unroll and return the batch, or None after `timeout` seconds."""
         with self._clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
@@ -71,7 +71,7 @@ class RoundSource(StoreSource):
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch, slots=tuple(slots))
 
     def done(self, work: Work) -> None:
-        """Hear that the update is published: the next round begins."""
+        """Begin the next round, now that the update is published."""
         self._store.free(list(work.slots))
 
     @property
