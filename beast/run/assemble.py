@@ -34,6 +34,8 @@ from beast.run.signals import Wishes
 from beast.run.skipped_updates import SkippedUpdates
 from beast.run.trainer import Trainer, compute_threads
 from beast.settings.config import Config
+from beast.store.late import LateWeights
+from beast.store.rounds import RoundSource, RoundStore
 from beast.store.sources import Source, StoreSource
 from beast.store.unrolls import UnrollStore, WorkerPort
 from beast.store.weights import Weights
@@ -70,19 +72,20 @@ def assemble(
         learner.load_state_dict(state["learner"])
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
-    weights = Weights.like(learner.acting)
-    store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
+    newest, weights = _weights(config, learner, state, reports.log)
+    store_class = RoundStore if config.pace.in_rounds else UnrollStore
+    store = store_class(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
     experience = _experience(crew, store, config, task, life, clock, reports.log)
     reporter = Reporter(reports, skipped, heard, task.device.type != "cpu", experience.learned)
-    learning = Learning(experience.source, gradients, learner, weights, reporter, ranks, clock)
+    learning = Learning(experience.source, gradients, learner, newest, reporter, ranks, clock)
     learning.publish()
 
     board = StatusBoard(len(crew.workers) + 1)  # the last entry is the evaluator's
     run = config.run
     workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
     workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, weights, learner.steps) if run.eval_every and ranks.first else None
+    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every and ranks.first else None
     wishes = Wishes()
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
@@ -115,7 +118,8 @@ def _experience(
             "--replay_capacity, --demonstrations and --record_unrolls do not go with "
             f"--trainer {config.learner.trainer}, whose workers send gradients"
         )
-    fresh = crew.source(StoreSource(store, config.fresh_unrolls, clock))
+    source_class = RoundSource if config.pace.in_rounds else StoreSource
+    fresh = crew.source(source_class(store, config.fresh_unrolls, clock))
     return Experience(fresh, config, task, life, clock, log)
 
 
@@ -140,6 +144,26 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
     acting = FlatModel(model, task.device, task.dtype)
     gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
     return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
+
+
+def _weights(
+    config: Config, learner: Learner, state: dict[str, Any] | None, log: Callable[[str], None]
+) -> tuple[Weights, Weights]:
+    """Make the weights that the learner publishes and those that actors read; without a policy lag they are the same."""
+    acting, lag = Weights.like(learner.acting), config.pace.policy_lag
+    if not lag:
+        return acting, acting
+    flat = learner.acting
+    newest = LateWeights(
+        flat.parameters.numel(), flat.parameters.dtype, flat.statistics.numel(), acting=acting, lag=lag
+    )
+    megabytes = newest.ring_bytes / 1e6
+    log(f"--policy_lag {lag}: old weights take {megabytes:,.1f} MB of memory, and of each checkpoint")
+    if state and "weights" in state:
+        newest.load_state_dict(state["weights"])
+    elif state:
+        log(f"the checkpoint has no older weights: the policy lag grows from 0 to {lag} during {lag} updates")
+    return newest, acting
 
 
 def _action_log(

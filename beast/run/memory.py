@@ -7,13 +7,17 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
+
 from beast.acting.task import Task
 from beast.core.data import flatten
 from beast.core.errors import ConfigError
+from beast.core.flat import FlatModel
 from beast.processes.machine import free_memory
 from beast.processes.shared import total_bytes
 from beast.run.experience import replay_bytes
 from beast.settings.config import ActorsConfig, Config, LearnerConfig
+from beast.settings.pace import PaceConfig
 from beast.settings.presets import PRESETS
 from beast.store.replay import ReplayConfig
 
@@ -21,7 +25,9 @@ from beast.store.replay import ReplayConfig
 # (an environment worker has 34 MB of its own), because this is a lower bound. Other environments tell nobody.
 PROCESS, ATARI_GAME = 20_000_000, 1_600_000  # bytes
 
-_FLAGS = ("num_actors", "num_actor_processes", "unroll_length", "batch_size", "num_buffers", "replay_capacity")
+_FLAGS = (
+    "num_actors", "num_actor_processes", "unroll_length", "batch_size", "num_buffers", "replay_capacity", "policy_lag",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Need:
     """A batch as it leaves the store, and its observations as the model reads them."""
     workers: int
     replay: int
+    old_weights: int
+    """Old weights of `--policy_lag`."""
 
     @property
     def total(self) -> int:
         """Bytes of all parts together."""
-        return self.store + self.batch + self.workers + self.replay
+        return self.store + self.batch + self.workers + self.replay + self.old_weights
 
 
 def needed(config: Config, task: Task) -> Need:
@@ -57,7 +65,17 @@ def needed(config: Config, task: Task) -> Need:
         workers=(0 if actors.serial else PROCESS * actors.processes)
         + (ATARI_GAME * actors.num_actors if task.env.is_atari else 0),
         replay=replay_bytes(config, task),
+        old_weights=old_weights(config, task),
     )
+
+
+def old_weights(config: Config, task: Task) -> int:
+    """Return the bytes of the weights that wait until they are as old as `--policy_lag` says."""
+    if not config.pace.policy_lag:
+        return 0
+    with torch.random.fork_rng(devices=[]):
+        flat = FlatModel(task.model.build(), torch.device("cpu"), task.dtype)
+    return config.pace.policy_lag * (flat.parameters.nbytes + flat.statistics.nbytes)
 
 
 def check_memory(config: Config, task: Task) -> None:
@@ -70,7 +88,10 @@ def check_memory(config: Config, task: Task) -> None:
     if need.total <= free:
         return
     blamed = [f"--{name} {config.flat()[name]}" for name in _blamed(config, task, free)]
-    parts = {"unrolls": need.store, "a batch": need.batch, "actors": need.workers, "the replay": need.replay}
+    parts = {
+        "unrolls": need.store, "a batch": need.batch, "actors": need.workers, "the replay": need.replay,
+        "old weights": need.old_weights,
+    }  # fmt: skip
     advice = "lower --num_actors, --batch_size or --unroll_length"
     if blamed:
         advice = f"lower {' and '.join(blamed)}"
@@ -84,7 +105,7 @@ def check_memory(config: Config, task: Task) -> None:
 def _blamed(config: Config, task: Task, free: int) -> list[str]:
     """Return the flag without which it would fit; if there is none, all flags that exceed their defaults."""
     values = config.flat()
-    groups = (ActorsConfig, LearnerConfig, ReplayConfig)
+    groups = (ActorsConfig, LearnerConfig, ReplayConfig, PaceConfig)
     defaults = {field.name: field.default for group in groups for field in dataclasses.fields(group)}
     usual = defaults | PRESETS[config.run.preset]
     raised = [name for name in _FLAGS if values[name] is not None and values[name] > (usual[name] or 0)]
