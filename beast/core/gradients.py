@@ -96,6 +96,11 @@ class Gradients:
             yield Gradient(vector, self._sums(before, count=number == 0), {**metrics, "total_loss": loss})
             number, inputs = number + 1, []
 
+    def nothing(self) -> Gradient:
+        """Zeros, for a rank that has no gradient."""
+        sums = sum(part.num_sums for part in self.parts)
+        return Gradient(torch.zeros_like(self._vector), self._vector.new_zeros(sums), {})
+
     @property
     def parts(self) -> tuple[FlatModel, FlatModel]:
         """The model and the algorithm's module: the order of all vectors."""

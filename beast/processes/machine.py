@@ -13,12 +13,14 @@ from pathlib import Path
 
 import psutil
 
+from beast.processes.launch import launch
+
 CGROUPS, MY_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: affinity and container quota considered."""
+    """Cores that this process may use: affinity and container quota considered, shared with torchrun's other ranks here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
@@ -27,7 +29,7 @@ def usable_cores() -> int:
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
         pass  # no cgroup v2 quota here
-    return cores
+    return max(1, cores // launch().local_size)
 
 
 def free_memory() -> int:

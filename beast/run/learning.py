@@ -48,7 +48,7 @@ class Learning:
             over: asked before anything is changed; True: leave it.
 
         Returns:
-            False if no unit came in time, or it is over.
+            False if no unit came in time, or it is over, or a rank has left.
 
         Raises:
             FloatingPointError: if weights became infinite or NaN, or too many updates in a row were skipped.
@@ -65,8 +65,11 @@ class Learning:
             with self.clock.time("learn"):
                 updates: list[Update] = []
                 for gradient in self._passes(work, staged):
-                    steps = 0 if updates else work.steps * self._ranks.size
-                    updates.append(self.learner.apply(self._ranks.sum(gradient), steps))
+                    total = self._ranks.sum(gradient, 0 if updates else work.steps)
+                    if total is None:
+                        return False
+                    updates.append(self.learner.apply(*total))
+                work = work._replace(episodes=self._ranks.gather(work.episodes))
             with self.clock.time("publish"):
                 self.publish()
             self.source.done(work)

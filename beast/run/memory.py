@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from beast.acting.task import Task
 from beast.core.data import flatten
 from beast.core.errors import ConfigError
+from beast.processes.launch import launch
 from beast.processes.machine import free_memory
 from beast.processes.shared import total_bytes
 from beast.settings.config import ActorsConfig, Config, LearnerConfig
@@ -57,7 +58,7 @@ def check_memory(config: Config, task: Task) -> None:
     Raises:
         ConfigError: if the machine, or what this process is confined to, has less, naming the flags that did it.
     """
-    need, free = needed(config, task), free_memory()
+    need, free = needed(config, task), free_memory() // launch().local_size  # each rank asks before any has taken
     if need.total <= free:
         return
     blamed = [f"--{name} {config.flat()[name]}" for name in _blamed(config, task, free)]
