@@ -15,6 +15,7 @@ from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
 from beast.core.ranks import Ranks
+from beast.core.seeds import seed_for
 from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker, Workers
@@ -66,6 +67,11 @@ def assemble(
     gradients, learner = make_learner(config, task)
     if state:
         learner.load_state_dict(state["learner"])
+    if ranks.size > 1:  # whose machines may round differently
+        learner.load_state_dict(ranks.of_first(learner.state_dict))
+    if not ranks.first:
+        config = _of_one_more_rank(config, ranks)
+        torch.manual_seed(config.run.seed + resumes)
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
     weights = Weights.like(learner.acting)
@@ -80,23 +86,31 @@ def assemble(
     run = config.run
     workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
     workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, weights, learner.steps) if run.eval_every and ranks.first else None
+    evaluator = Evaluator(task, config, weights, learner.steps) if run.eval_every else None
     wishes = Wishes()
+    ranks.watch(lambda: wishes.stopping, run.rank_timeout)
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
         action_log = _action_log(config, state, life, reports.log, source)
         serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
-    if state:
+    if state and ranks.first:
         checkpoints.go_on_from(state)
 
     start_workers = partial(_start, crew, workers, store, life, evaluator)
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
-        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
+        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, ranks=ranks, serial=serial,
+        evaluator=evaluator,
     )  # fmt: skip
+
+
+def _of_one_more_rank(config: Config, ranks: Ranks) -> Config:
+    """The settings of a rank that is not the first: other random streams; no say in what the first alone decides and does."""
+    seed = seed_for(config.run.seed, "rank", ranks.number)
+    return config.replace(seed=seed, eval_every=0, callback=None, max_minutes=None, stop_at_return=None)
 
 
 def _listeners(

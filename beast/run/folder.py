@@ -22,8 +22,9 @@ import psutil
 import beast
 from beast.core.errors import CheckpointError, ConfigError
 from beast.processes import machine, paths
+from beast.processes.launch import launch
 from beast.report.files import write_json
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 from beast.settings.config import Config, RunConfig, is_name
 
 _LOCK = ".lock"
@@ -150,6 +151,7 @@ def _circumstances() -> dict[str, Any]:
         | {name: _version(name) for name in ("torch", "numpy", "gymnasium", "ale-py")},
         "git_commit": git_commit(),
         "machine": machine.describe_machine(),
+        "ranks": launch().size,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -188,11 +190,11 @@ def run_to_resume(given: dict[str, Any]) -> Path | None:
     if not name:
         return None
     if name != "auto":
-        return checkpoint.find_run(name, savedir)
+        return finding.find_run(name, savedir)
     if not given.get("xpid"):
         raise ConfigError("--resume auto must know which run: add --xpid NAME")
     folder = Path(savedir) / given["xpid"]
-    return checkpoint.find_run(str(folder), savedir) if checkpoint.saved(folder) else None
+    return finding.find_run(str(folder), savedir) if checkpoint.saved(folder) else None
 
 
 def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from beast.processes.forkserver import PR_SET_PDEATHSIG, prctl
 from beast.processes.launch import Launch, launch
 from beast.run.threads import Threads
 
-START_TIMEOUT = 600.0  # seconds that ranks may be apart before the run, and torch.distributed's own limit for any operation
+START_TIMEOUT = (
+    600.0  # seconds that ranks may be apart before the run, and torch.distributed's own limit for any operation
+)
 GOODBYE = 15.0  # seconds that the others are waited for at the end; torchrun kills thirty seconds after SIGTERM
 GATHER_EVERY = 1.0  # seconds
 POLL = 0.0005  # seconds between two looks at a reduction
@@ -90,9 +92,9 @@ class TorchrunRanks(Ranks):
         self._patiently(lambda: dist.all_gather_object(errors, said))
         if own is not None and said not in errors[: self.number]:
             raise own
-        for number, error in enumerate(errors):
-            if error is not None:
-                raise FailedElsewhere(f"rank {number} could not start: {error[0]}", error[1]) from own
+        for number, failed in enumerate(errors):
+            if failed is not None:
+                raise FailedElsewhere(f"rank {number} could not start: {failed[0]}", failed[1]) from own
         return value
 
     def of_first(self, make: Callable[[], T]) -> T:
@@ -141,7 +143,7 @@ class TorchrunRanks(Ranks):
             self.ending = Ending(bool(heard[_FAILED]), sent[0] if sent else None)
             return None
         self._gather_due = bool(heard[_GATHER])
-        vector, sums, _ = everything.split([vector.numel(), sums.numel(), _EXTRA])
+        vector, sums, _ = torch.split(everything, [vector.numel(), sums.numel(), _EXTRA])
         return gradient._replace(vector=vector, sums=sums), round(heard[_STEPS])
 
     # -- waiting ------------------------------------------------------------------------------------------------------
