@@ -44,24 +44,26 @@ def main(arguments: list[str] | None = None) -> int:
         for ranks in (1, values.ranks):
             flags = ["--env", values.env, "--total_steps", values.steps, "--seed", seed]
             flags += ["--num_actors", values.actors // ranks, "--batch_size", values.batch // ranks, *values.flags]
-            curve = _thinned(_curve(ranks, [str(flag) for flag in flags]), values.steps)
-            found["curves"].append({"seed": seed, "ranks": ranks, "curve": curve})
+            curve, lag = _curve(ranks, [str(flag) for flag in flags])
+            curve = _thinned(curve, values.steps)
+            found["curves"].append({"seed": seed, "ranks": ranks, "policy_lag": lag, "curve": curve})
             at = ", ".join(f"{value:.0f} at {step:,}" for step, value in curve[4::5])
-            print(f"seed {seed}, {ranks} rank{'s' if ranks > 1 else ''}: {at}", flush=True)
+            print(f"seed {seed}, {ranks} rank{'s' if ranks > 1 else ''}: {at}; lag {lag:.2f}", flush=True)
             if values.json:
                 write_json(Path(values.json), found | {"machine": describe_machine(), "git_commit": git_commit()})
     return 0
 
 
-def _curve(ranks: int, flags: list[str]) -> list[tuple[int, float]]:
-    """(step, mean return of the last 100 games) of a run."""
+def _curve(ranks: int, flags: list[str]) -> tuple[list[tuple[int, float]], float]:
+    """(step, mean return of the last 100 games) of a run, and its mean policy lag on the first rank, in updates."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, *launcher, str(ROOT / "run.py"), *flags, "--xpid", "run", "--report_every", "1"]
         subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
         with open(Path(scratch) / "runs" / "run" / "logs.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["mean_episode_return"]]
-    return [(int(row["step"]), float(row["mean_episode_return"])) for row in rows]
+    lags = [float(row["policy_lag_mean"]) for row in rows if row["policy_lag_mean"]]
+    return [(int(row["step"]), float(row["mean_episode_return"])) for row in rows], sum(lags) / len(lags)
 
 
 def _thinned(curve: list[tuple[int, float]], steps: int) -> list[tuple[int, float]]:

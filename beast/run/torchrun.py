@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from beast.core.errors import BeastError, FailedElsewhere, RankLost
+from beast.core.errors import FailedElsewhere, RankLost
 from beast.core.gradients import Gradient
 from beast.core.ranks import Ending, Ranks, T
 from beast.processes.forkserver import PR_SET_PDEATHSIG, prctl
@@ -169,7 +169,8 @@ class TorchrunRanks(Ranks):
 
     def _patience(self) -> Callable[[], None]:
         """What to call again and again while waiting: it raises RankLost when that has been too long."""
-        end = time.monotonic() + self._timeout
+        began = time.monotonic()
+        end = began + self._timeout
 
         def still_in_time() -> None:
             nonlocal end
@@ -177,13 +178,15 @@ class TorchrunRanks(Ranks):
             if self._stopping():
                 end = min(end, now + GOODBYE)
             if now > end:
-                raise self._gone(None)
+                raise self._gone(f"no answer for {now - began:.0f} s (--rank_timeout)")
 
         return still_in_time
 
-    def _gone(self, error: Exception | None) -> BeastError:
-        if isinstance(error, RankLost):
-            return error
+    def _gone(self, why: str | Exception) -> RankLost:
+        """Take another rank for lost."""
+        if isinstance(why, RankLost):
+            return why
         self._lost = True
-        why = str(error).partition("] ")[2].partition(". ")[0] or repr(error)[:200] if error else "no answer in time"
+        if isinstance(why, Exception):  # gloo's begins with a line of its source code, in brackets
+            why = (str(why).partition("] ")[2] or repr(why)).partition(". ")[0][:200]
         return RankLost(f"another rank is lost ({why}): the run ends; --resume auto goes on with it")
