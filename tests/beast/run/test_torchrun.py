@@ -25,7 +25,8 @@ from beast.run.assemble import assemble
 from beast.run.resolve import resolve_config
 
 FLAGS = {"env": "CartPole-v1", "model": "seams.normalised", "preset": "classic", "num_actor_processes": 0,
-         "num_actors": 8, "batch_size": 8, "total_steps": 480, "report_every": 1000, "device": "cpu", "precision": "float32"}  # fmt: skip
+         "num_actors": 8, "batch_size": 8, "total_steps": 480, "report_every": 1000, "device": "cpu",
+         "precision": "float32"}  # fmt: skip
 
 
 @pytest.fixture
