@@ -1,4 +1,5 @@
-"""All learners of one policy. Here there is one; processes that learn together bring an object with the same methods."""
+"""All learners of one policy. Here there is one; processes that learn together bring an object with the same methods
+(`beast/run/torchrun.py`)."""
 
 from __future__ import annotations
 
@@ -62,6 +63,8 @@ class Ranks:
 
         Args:
             nothing: zeros in the form of a gradient.
+            signal: that ended this rank, if one did.
+            failed: whether it does not end of its own will.
         """
 
     def watch(self, stopping: Callable[[], bool], timeout: float) -> None:

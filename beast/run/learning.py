@@ -70,11 +70,11 @@ class Learning:
                     if total is None:
                         return False
                     updates.append(self.learner.apply(*total))
-                work = work._replace(episodes=self._ranks.gather(work.episodes))
+                heard = work._replace(episodes=self._ranks.gather(work.episodes))
             with self.clock.time("publish"):
                 self.publish()
             self.source.done(work)
-            self.reporter.add(self.learner.steps, work, lags, updates)
+            self.reporter.add(self.learner.steps, heard, lags, updates)
         return True
 
     def _passes(self, work: Work, staged: Staged | None) -> Iterable[Gradient]:

@@ -54,13 +54,17 @@ def joined() -> Iterator[Ranks]:
 
 
 class TorchrunRanks(Ranks):
-    """The ranks of torch.distributed's default group.
-
-    Args:
-        place: of this process.
-    """
+    """The ranks of torch.distributed's default group."""
 
     def __init__(self, place: Launch) -> None:
+        """Join the group, as soon as all others do.
+
+        Args:
+            place: of this process.
+
+        Raises:
+            RankLost: if they do not come.
+        """
         self.size, self.number = place.size, place.rank
         self._stopping: Callable[[], bool] = lambda: False
         self._timeout = START_TIMEOUT
@@ -77,11 +81,13 @@ class TorchrunRanks(Ranks):
             dist.destroy_process_group()
 
     def watch(self, stopping: Callable[[], bool], timeout: float) -> None:
+        """Wait for others no longer than `timeout` seconds, and no longer than GOODBYE once the run is to end."""
         self._stopping, self._timeout = stopping, timeout
 
     # -- before the run -----------------------------------------------------------------------------------------------
 
     def together(self, function: Callable[[], T]) -> T:
+        """Call a function on every rank. Of those that raise the same the first one alone does, all others FailedElsewhere."""
         own: Exception | None = None
         try:
             value = function()
@@ -98,6 +104,7 @@ class TorchrunRanks(Ranks):
         return value
 
     def of_first(self, make: Callable[[], T]) -> T:
+        """Call a function on the first rank and send what it returns, pickled, to all."""
         box = [self.together(make) if self.first else self.together(lambda: None)]
         self._patiently(lambda: dist.broadcast_object_list(box, src=0))
         value: Any = box[0]
@@ -106,10 +113,12 @@ class TorchrunRanks(Ranks):
     # -- in the run ---------------------------------------------------------------------------------------------------
 
     def sum(self, gradient: Gradient, steps: int) -> tuple[Gradient, int] | None:
+        """Add a gradient and its steps over all ranks; None if one has left. Waits for a GPU, to know that."""
         due = self.first and time.monotonic() - self._gathered > GATHER_EVERY
         return self._reduce(gradient, {_STEPS: float(steps), _GATHER: float(due)})
 
     def leave(self, nothing: Gradient, signal: int | None, failed: bool) -> None:
+        """Take part in one more reduction, as the one that leaves; nothing is done if the others have left already."""
         if self._lost or self.ending is not None:
             return
         said = {_FAILED if failed else _ASKED: 1.0}
@@ -118,6 +127,7 @@ class TorchrunRanks(Ranks):
         self._reduce(nothing, said)
 
     def gather(self, items: list[Any]) -> list[Any]:
+        """Bring items to the first rank: its own at once, those of others whenever it has asked for them, every GATHER_EVERY."""
         if not self.first:
             self._items += items
         if not self._gather_due:
