@@ -1,5 +1,4 @@
-"""All learners of one policy. Here there is one; processes that learn together bring an object with the same methods
-(`beast/run/torchrun.py`)."""
+"""All learners of one policy. Here there is one; processes that learn together bring others (run/torchrun.py)."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class TorchrunRanks(Ranks):
         self._reduce(nothing, said)
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """Bring items to the first rank: its own at once, those of others whenever it has asked for them, every GATHER_EVERY."""
+        """Bring items to the first rank: its own at once, those of others when it has asked for them, every GATHER_EVERY."""
         if not self.first:
             self._items += items
         if not self._gather_due:
