@@ -3,8 +3,9 @@
 Python itself puts the script's folder, or the current one, first: a `random.py` there would be taken for the standard
 library's. This module imports nothing but what is there when Python starts.
 
-What is installed has one name at the top, `beast`. In the source tree three of its packages lie beside it, where they are
-easier to find (setup.cfg, package_dir); their names are the same: `beast.models`, `beast.monobeast`, `beast.polybeast`.
+What is installed has one name at the top, `beast`. In the source tree four of its packages lie beside it, where they are
+easier to find (setup.cfg, package_dir); their names are the same: `beast.models`, `beast.monobeast`, `beast.polybeast`,
+`beast.a3c`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BESIDE = ("beast.models", "beast.monobeast", "beast.polybeast")
+BESIDE = ("beast.models", "beast.monobeast", "beast.polybeast", "beast.a3c")
 IN_SOURCE_TREE = not os.path.isfile(os.path.join(ROOT, "beast", "models", "__init__.py"))
 
 

@@ -17,7 +17,7 @@ from beast.processes.shared import SharedArrays
 class StatusBoard:
     """What workers tell the parent without being asked: signs of life, steps, seconds by stage; and the stop sign."""
 
-    STAGES = ("environment", "inference", "store", "wait")
+    STAGES = ("environment", "inference", "store", "wait", "gradient")
 
     def __init__(self, num_workers: int) -> None:
         self._shared = SharedArrays(

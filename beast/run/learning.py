@@ -57,7 +57,7 @@ class Learning:
         if work is None:
             return False
         with self.clock.time("copy"):
-            staged = None if work.batch is None else self.gradients.to_device(work.batch)
+            staged = None if work.batch is None or work.gradient else self.gradients.to_device(work.batch)
         with self.lock:
             if over():
                 return False

@@ -19,7 +19,7 @@ from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
 from beast.processes.machine import has_fast_bfloat16
-from beast.run.crew import beast_module
+from beast.run.crew import beast_module, settle
 from beast.settings.config import Config
 from beast.settings.presets import PRESETS
 
@@ -49,7 +49,7 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         space = group.observation_space
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
         config = Config.from_flat(PRESETS[preset] | values)
-        config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
+        config = settle(config.replace(preset=preset, model=config.learner.model or _model_for(space)), values)
         settings = dataclasses.asdict(config.model)
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
         built = model.build()  # a model that does not fit shows here, before a run folder is made

@@ -22,9 +22,9 @@ class Work(NamedTuple):
     episodes: list[Episode]
     """Full games that ended in it."""
     batch: Batch | None = None
-    """As the store gave it, on the CPU; None if the work came as a gradient."""
+    """As the store gave it, on the CPU. Beside a gradient it is not learned from, and need not be there."""
     gradient: Gradient | None = None
-    """Computed elsewhere."""
+    """Computed elsewhere: its vector and sums are on the learner's device, its metrics anywhere."""
     slots: tuple[int, ...] = ()
     """Of the store, if they are still taken."""
 
@@ -59,14 +59,14 @@ class StoreSource:
     """
 
     def __init__(self, store: UnrollStore, batch_size: int, clock: Clock) -> None:
-        self._store, self._batch_size, self._clock = store, batch_size, clock
+        self._store, self._batch_size, self.clock = store, batch_size, clock
 
     def next(self, timeout: float) -> Work | None:
-        with self._clock.time("wait"):
+        with self.clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
             return None
-        with self._clock.time("batch"):
+        with self.clock.time("batch"):
             batch, episodes = self._store.read(slots)
             self._store.free(slots)
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch)

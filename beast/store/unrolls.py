@@ -172,6 +172,10 @@ class WorkerPort:
             data += piece
         return np.frombuffer(data, _INT).astype(np.intp)
 
+    def read(self, slots: Array) -> Batch:
+        """Copy slots that this worker has written into a batch, as `UnrollStore.read` does."""
+        return _batch(self._spec, map_nested(torch.from_numpy, self._shared.arrays), slots.tolist())
+
     def commit(self, slots: Array) -> None:
         """Hand over slots whose rows are all written.
 
@@ -302,26 +306,7 @@ class UnrollStore:
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
         """Copy slots into a batch (a stacked observation still as frames, see `restack`); they stay taken until `free`."""
-        index = torch.tensor(slots)
-
-        def rows(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.index_select(0, index).transpose(0, 1).contiguous()  # [rows, B, ...]
-
-        def observation(spec: ArraySpec, tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.index_select(0, index) if spec.stack > 1 else rows(tensor)
-
-        tensors = self._tensors
-        by_slot = {
-            name: map_nested(lambda x: x.index_select(0, index), tensors[name]) for name in ("core_state", "actor")
-        }
-        batch = Batch(
-            observation=map_nested(observation, self.spec.observation, tensors["observation"]),
-            **by_slot,
-            **{
-                name: map_nested(rows, tensors[name]) for name in Batch._fields if name not in ("observation", *by_slot)
-            },
-        )
-        return batch, self._episodes(slots)
+        return _batch(self.spec, self._tensors, slots), self.episodes(slots)
 
     def free(self, slots: list[int]) -> None:
         """Give slots back that were read; from now on workers may write them again."""
@@ -329,7 +314,12 @@ class UnrollStore:
             self._free.extend(slots)
             self._hand_out()
 
-    def _episodes(self, slots: list[int]) -> list[Episode]:
+    def fileno(self) -> int:
+        """Readable when unrolls were committed that this process has not heard of yet (for poll)."""
+        return self._full_read
+
+    def episodes(self, slots: list[int]) -> list[Episode]:
+        """Full games that ended in slots; they stay taken."""
         returns = self.arrays["episode_return"][slots, 1:]  # row 0 is the row T of the unroll before
         names = self.spec.metric_names
         return [
@@ -378,6 +368,23 @@ class UnrollStore:
             self._groups.clear()
             os.close(self._full_read)
             os.close(self._full_write)
+
+
+def _batch(spec: UnrollSpec, tensors: dict[str, Any], slots: list[int]) -> Batch:
+    index = torch.tensor(slots)
+
+    def rows(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.index_select(0, index).transpose(0, 1).contiguous()  # [rows, B, ...]
+
+    def observation(spec: ArraySpec, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.index_select(0, index) if spec.stack > 1 else rows(tensor)
+
+    by_slot = {name: map_nested(lambda x: x.index_select(0, index), tensors[name]) for name in ("core_state", "actor")}
+    return Batch(
+        observation=map_nested(observation, spec.observation, tensors["observation"]),
+        **by_slot,
+        **{name: map_nested(rows, tensors[name]) for name in Batch._fields if name not in ("observation", *by_slot)},
+    )
 
 
 def _make_room(pipe: int, size: int) -> None:
