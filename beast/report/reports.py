@@ -210,8 +210,8 @@ def _pace(before: tuple[float, int], after: tuple[float, int]) -> float:
 
 
 def _shares(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Of the time that passed in all stages between two readings, each one's part; empty if none passed."""
-    spent = {stage: max(0.0, seconds - before.get(stage, 0.0)) for stage, seconds in after.items()}
+    """Of the time that passed in all stages between two readings, each one's part; of those that there were so far."""
+    spent = {stage: max(0.0, seconds - before.get(stage, 0.0)) for stage, seconds in after.items() if seconds}
     total = sum(spent.values())
     return {stage: seconds / total for stage, seconds in spent.items()} if total > 0 else {}
 

@@ -336,8 +336,9 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def _stages(whole: dict[str, Any]) -> dict[str, float]:
-    """What is done for an agent step, in its order; waiting left out."""
-    return {name: value for key in ("worker_us", "learner_us") for name, value in whole[key].items() if name != "wait"}
+    """What is done for an agent step, in its order; waiting left out, and what nobody does."""
+    stages = (stage for key in ("worker_us", "learner_us") for stage in whole[key].items())
+    return {name: value for name, value in stages if value and name != "wait"}
 
 
 def _parts(values: dict[str, float]) -> str:
