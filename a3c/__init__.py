@@ -1,1 +1,1 @@
-"""A3C: each worker computes gradients from unrolls of its own, and the learner applies each as it comes."""
+"""A3C: each worker process computes gradients from its own unrolls, and the learner applies each one as it comes."""

@@ -1,10 +1,10 @@
-"""Where workers leave their gradients: a slot of shared memory for each, and the source that hands them to the learner.
+"""Gradient slots, one for each worker in shared memory, and the source that hands gradients to the learner.
 
-Whose turn it is, an unroll store for each worker says, with room for exactly one unroll of each of its actors. The worker
-acquires all of its slots, fills them, leaves the gradient beside them and commits; the parent frees them when the update is
-published. So a worker waits until its own gradient has been applied, and whatever keeps the account of unrolls safe
-(`beast/store/unrolls.py`) keeps it for gradients: one is read only after the commit, which a worker makes as a whole or not
-at all, there is no lock that it could keep, and what a dead one held is taken back.
+Each worker also has an unroll store of its own, with room for exactly one unroll of each of its actors. The worker acquires
+all of its slots, fills them, writes the gradient into its gradient slot, and commits. The parent frees the slots after the
+update is published. So a worker waits until its own gradient was applied, and gradients are as safe as unrolls
+(`beast/store/unrolls.py`): the learner reads one only after the commit, which is whole or does not happen; there is no lock
+that a killed worker could keep; and the slots of a dead worker are taken back.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _METRIC = np.dtype([("name", "S120"), ("value", np.float32)])
 
 
 class GradientSlots:
-    """A gradient of each of W workers, in shared memory. Pickles into child processes.
+    """Room for a gradient of each of W workers, in shared memory. Pickles into child processes.
 
     Args:
-        workers: W.
-        size: P, of a gradient's vector.
-        num_sums: of its sums.
+        workers: number of workers, W.
+        size: length of a gradient's vector, P.
+        num_sums: length of its sums for running statistics.
     """
 
     def __init__(self, workers: int, size: int, num_sums: int) -> None:
@@ -50,15 +50,15 @@ class GradientSlots:
         )
 
     def put(self, worker: int, gradient: Gradient, number: int) -> None:
-        """Leave a gradient, over the one before it.
+        """Write a worker's gradient over its previous one.
 
         Args:
-            worker: whose slot it is.
-            gradient: on the CPU.
-            number: of the algorithm's pass over the unrolls, from 0.
+            worker: number of the worker.
+            gradient: gradient on the CPU.
+            number: number of the algorithm's pass over the unrolls, from 0.
 
         Raises:
-            ValueError: if it has too many metrics, or one with too long a name.
+            ValueError: if there are too many metrics, or a name is too long.
         """
         arrays = self._shared.arrays
         names = [name.encode() for name in gradient.metrics]
@@ -71,9 +71,9 @@ class GradientSlots:
         arrays["metrics"][worker][: len(names)] = list(zip(names, values, strict=True))
 
     def get(self, worker: int, device: torch.device) -> tuple[Gradient, int]:
-        """The gradient in a slot, and the number of its pass.
+        """Return a worker's gradient, on the device, and the number of its pass.
 
-        Its metrics are a copy; on the CPU its vector and sums are the slot itself.
+        The metrics are copies; if the device is the CPU, vector and sums are the shared memory itself.
         """
         arrays = self._shared.arrays
         vector, sums = (torch.from_numpy(arrays[name][worker]).to(device) for name in ("vector", "sums"))
@@ -83,27 +83,28 @@ class GradientSlots:
 
 
 class GradientSource:
-    """Gradients one by one: whoever waits is served before anyone comes again.
+    """Source of gradients: one worker's at a time, and each waiting worker once before any worker twice.
 
     Args:
-        slots: where they are.
-        stores: each worker's, with the unrolls that its gradient comes from.
-        device: the learner's.
-        clock: times `wait` and `batch`.
+        slots: gradients of all workers.
+        stores: unroll store of each worker, with the unrolls that its gradient comes from.
+        device: device of the learner.
+        clock: times the stages `wait` and `batch`.
     """
 
-    behind = False  # gradients that wait come of many workers, which more compute threads would not help
+    behind = False  # gradients wait where there are many workers; more compute threads for the learner would not help
 
     def __init__(self, slots: GradientSlots, stores: list[UnrollStore], device: torch.device, clock: Clock) -> None:
-        self._slots, self._stores, self._device, self._clock = slots, stores, device, clock
-        self._waiting: deque[int] = deque()  # workers
-        self._lock = threading.Lock()  # among the learner's threads
+        self.slots, self.stores, self._device, self._clock = slots, stores, device, clock
+        self._waiting: deque[int] = deque()  # numbers of workers
+        self._lock = threading.Lock()  # for the learner's threads only
 
     def next(self, timeout: float) -> Work | None:
+        """Return the next gradient, or None if no worker commits one within `timeout` seconds."""
         with self._clock.time("wait"), self._lock:
             self._look()
             if not self._waiting:
-                _wait_for_one(self._stores, timeout)
+                _wait_for_one(self.stores, timeout)
                 self._look()
             if not self._waiting:
                 return None
@@ -112,46 +113,48 @@ class GradientSource:
             return self._work(worker)
 
     def _look(self) -> None:
-        """Note who has committed all of its unrolls, and with them a gradient."""
-        for worker, store in enumerate(self._stores):
+        """Note which workers have committed all of their slots, and with them a gradient."""
+        for worker, store in enumerate(self.stores):
             if store.next_slots(store.num_buffers, 0.0) is not None:
                 self._waiting.append(worker)
 
     def _work(self, worker: int) -> Work:
-        store, slots = self._stores[worker], all_slots(self._stores[worker])
-        gradient, number = self._slots.get(worker, self._device)
+        store, slots = self.stores[worker], all_slots(self.stores[worker])
+        gradient, number = self.slots.get(worker, self._device)
         versions, episodes = torch.zeros(0, dtype=torch.int64), []
-        if number == 0:  # a later pass over the same unrolls has nothing more to count
+        if number == 0:  # a later pass over the same unrolls counts no steps and no games again
             versions, episodes = torch.tensor(store.arrays["policy_version"]), store.episodes(slots)
-        # What made it useless can be found out from the unrolls; otherwise nobody needs them.
+        # The unrolls of a gradient that is not finite show the reason; nobody needs those of others.
         batch = None if gradient.vector[0].isfinite() else store.read(slots)[0]
         return Work(versions.numel(), versions, episodes, batch, gradient, (worker,))
 
     def done(self, work: Work) -> None:
+        """Let the worker go on, with the weights that its gradient has led to."""
         (worker,) = work.slots
-        self._stores[worker].free(all_slots(self._stores[worker]))
+        self.stores[worker].free(all_slots(self.stores[worker]))
 
     def state_dict(self) -> dict[str, Any]:
+        """Return nothing: gradients that were not applied are lost at the end of a run."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Restore nothing."""
 
     def __del__(self) -> None:
-        for store in self._stores:
+        for store in self.stores:
             store.close()
 
 
 def all_slots(store: UnrollStore) -> list[int]:
-    """Of a worker's store, which has one for each of its actors."""
+    """Return the slots of a worker's store, one for each of its actors."""
     return list(range(store.num_buffers))
 
 
 def discard(store: UnrollStore) -> int:
-    """Take back what a dead worker held; returns how many unrolls were lost.
+    """Take back the slots of a dead worker, and return how many unrolls were lost.
 
-    A gradient that it had committed is whole, and is applied. Of more slots than one atomic write holds it may have
-    committed a part: that comes to nothing.
+    A gradient that it committed is whole and will be applied. A commit of more slots than one atomic write can hold may be
+    cut off; it is taken back too.
     """
     lost = store.detach(0)
     if 0 < lost < store.num_buffers:

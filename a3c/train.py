@@ -1,4 +1,4 @@
-"""A3C's wiring: worker processes with environments, policy and gradients of their own; in serial mode one, in this process."""
+"""A3C's wiring: worker processes that compute gradients of their own unrolls; in serial mode one worker, in this process."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ acting_device = monobeast.acting_device
 
 
 def settle(config: Config, given: Collection[str]) -> Config:
-    """Make the batch what a gradient comes from: one worker's unrolls.
+    """Set the batch size to the number of unrolls that a gradient comes from: one for each actor of a worker.
+
+    Args:
+        config: settings with all defaults.
+        given: names of the flags that were given.
 
     Raises:
-        ConfigError: if another batch was asked for. (A run that goes on names the batch that it had; that asks for nothing.)
+        ConfigError: if another batch size was given. (The one that a resumed run had is replaced.)
     """
     actors = config.actors
     size = max(len(hosted) for hosted in _hosted(config))
@@ -43,10 +47,17 @@ def settle(config: Config, given: Collection[str]) -> Config:
 
 
 def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew:
-    """One plan a worker; in serial mode MonoBeast's actors, of which a batch is a round: one worker's gradient, never stale.
+    """Plan one worker a process.
+
+    Serial mode is MonoBeast's with one unroll of each actor a batch: a single worker, whose gradient is never stale.
+
+    Args:
+        task, config: of the run.
+        spec: layout of the unrolls.
+        weights: where the learner publishes.
 
     Raises:
-        ConfigError: if the algorithm keeps numbers that workers would have to know.
+        ConfigError: if the algorithm has parameters or a state of its own, which workers would have to know.
     """
     if config.actors.serial:
         serial: Crew = monobeast.crew(task, config, spec, weights)
@@ -72,17 +83,17 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
 
 
 def _hosted(config: Config) -> list[tuple[int, ...]]:
-    """The actors of each worker."""
+    """Return the numbers of each worker's actors."""
     return spread(config.actors.num_actors, config.actors.processes)
 
 
 def _gradient_slots(task: Task, config: Config, workers: int) -> GradientSlots:
-    with torch.random.fork_rng(devices=[]):  # the weights of this model are nobody's
+    with torch.random.fork_rng(devices=[]):  # this model only tells sizes
         gradients = make_gradients(config, task, task.model.build(), torch.device("cpu"))
     if gradients.own.parameters.numel() or gradients.own.statistics.numel() or gradients.algorithm.state_dict():
         raise ConfigError(
-            f"--algorithm {config.learner.algorithm} keeps numbers of its own, which no worker of --trainer a3c would hear "
-            "of: use --trainer monobeast or polybeast"
+            f"--algorithm {config.learner.algorithm} has numbers of its own, which the workers of --trainer a3c do not get: "
+            "use --trainer monobeast or polybeast"
         )
     num_sums = sum(part.num_sums for part in gradients.parts)
     return GradientSlots(workers, gradients.acting.parameters.numel(), num_sums)

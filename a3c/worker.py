@@ -1,4 +1,4 @@
-"""The worker process: its actors' unrolls become a gradient, of the weights that they were acted with."""
+"""The worker process: computes gradients from the unrolls of its own actors, with the weights that acted in them."""
 
 from __future__ import annotations
 
@@ -25,26 +25,34 @@ from .slots import GradientSlots
 
 @dataclass(frozen=True)
 class Outlet:
-    """Where a worker leaves its gradients, and learns that one was applied."""
+    """Where a worker writes its gradients, and hears that they were applied."""
 
     slots: GradientSlots
     worker: int
-    """Its number: that of its slot."""
+    """Number of the worker."""
     port: WorkerPort
-    """To a store of its own: free slots are there once its last gradient was applied and the weights published."""
+    """Port to the worker's own store, whose slots are free after its last gradient was applied and published."""
 
 
 def run(
     status: WorkerStatus, actors: ActorArguments, outlet: Outlet, task: Task, config: Config, weights: Weights
 ) -> None:
-    """The body of a worker: unrolls, their gradient, and a wait until it was applied; again and again."""
+    """Collect unrolls, send their gradient, and wait until it was applied, until told to stop.
+
+    Args:
+        status: what the worker reports to.
+        actors: environments, model and random streams of its actors.
+        outlet: where its gradients go.
+        task, config: of the run.
+        weights: newest weights of the learner.
+    """
     use_compute_threads(1)  # the environment variable would come too late: torch is imported already
     keep_freed_memory()
     torch.manual_seed(seed_for(actors.seed, "gradients", outlet.worker, actors.life))
     gradients = make_gradients(config, task, task.model.build(), torch.device("cpu"))
     acting = gradients.acting
     held = Weights.like(acting)
-    """What its actors act with: as new as what the gradient is of, and no newer."""
+    """The weights that its actors act with: exactly those that the gradient is computed with."""
 
     def refresh() -> None:
         version = weights.read(acting.parameters, acting.statistics)
@@ -66,7 +74,7 @@ def run(
 
 
 def _free(outlet: Outlet, status: WorkerStatus) -> Array | None:
-    """Its slots, once they are free; None if the run stops before."""
+    """Wait for the worker's slots; None if the run stops first."""
     while not status.stopping:
         with status.time("wait"):
             slots = outlet.port.acquire(timeout=0.2)

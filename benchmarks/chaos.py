@@ -75,7 +75,8 @@ class Run:
         """Do it to a process at random; returns what was done, and the seconds until all workers are there again.
 
         Args:
-            fault: one of FAULTS. Environments that start no processes have a worker killed instead of an `engine`.
+                fault: one of FAULTS. Environments that start no processes have a worker killed instead of an `engine`.
+                chance: chooses the process.
 
         Raises:
             TimeoutError: the workers are not there again in time.

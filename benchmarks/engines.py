@@ -22,10 +22,12 @@ class CatchWithEngine(Catch):
         self.engine = subprocess.Popen(["sleep", "1000000"], start_new_session=True)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Step while the engine runs."""
         if self.engine.poll() is not None:
             raise RuntimeError(f"the engine ended with {self.engine.returncode}")
         return super().step(action)
 
     def close(self) -> None:
+        """Kill the engine and wait for its end."""
         self.engine.kill()
         self.engine.wait()

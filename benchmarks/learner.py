@@ -28,7 +28,11 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
     """Microseconds per agent step of updates with 20 steps an unroll, one compute thread, Pong's shapes.
 
     Args:
-        layout: of what the first convolution gets, and so of all that follow; models choose for themselves otherwise.
+            model: name of the model.
+            precision: float32 or bfloat16.
+            batch_size: unrolls in a batch.
+            layout: memory layout of the first convolution's input, and so of all that follow; models normally choose it.
+            seconds: how long to measure.
     """
     keep_freed_memory()
     threads = torch.get_num_threads()

@@ -31,11 +31,13 @@ class Pipes:
         self.there, self.back = Line(), Line()
 
     def ping(self) -> None:
+        """Send a message and wait for the answer."""
         self.there.send([Request(0, 1)])
         while not self.back.receive(1.0):
             pass
 
     def pong(self) -> None:
+        """Answer a message, if one comes within a second."""
         if self.there.receive(1.0):
             self.back.send([Request(0, 1)])
 
@@ -47,10 +49,12 @@ class Eventfd:
         self.there, self.back = os.eventfd(0), os.eventfd(0)
 
     def ping(self) -> None:
+        """Raise one counter and wait for the other."""
         os.eventfd_write(self.there, 1)
         os.eventfd_read(self.back)
 
     def pong(self) -> None:
+        """Wait for one counter and raise the other."""
         os.eventfd_read(self.there)
         os.eventfd_write(self.back, 1)
 
@@ -74,10 +78,12 @@ class Flags:
         return False
 
     def ping(self) -> None:
+        """Set the flag and wait until it is cleared."""
         self.shared.arrays["turn"][0] = 1
         self._wait(0)
 
     def pong(self) -> None:
+        """Wait for the flag and clear it."""
         if self._wait(1):
             self.shared.arrays["turn"][0] = 0
 
@@ -91,10 +97,12 @@ class Queues:
         self.back: Any = context.Queue()
 
     def ping(self) -> None:
+        """Put a message and get the answer."""
         self.there.put(struct.pack("ii", 0, 1))
         self.back.get()
 
     def pong(self) -> None:
+        """Get a message and put the answer."""
         self.there.get()
         self.back.put(struct.pack("ii", 0, 1))
 

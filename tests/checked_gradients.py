@@ -54,7 +54,7 @@ class Checked:
         (Of a later pass that holds for one worker alone: then nobody's update comes in between.)
         """
         (worker,) = work.slots
-        store = self.source._stores[worker]
+        store = self.source.stores[worker]
         batch, episodes = store.read(list(range(store.num_buffers)))
         (version,) = batch.policy_version.unique().tolist()
         version = version if work.steps else self.learner.updates

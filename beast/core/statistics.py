@@ -1,7 +1,7 @@
 """Running statistics: float32 means and variances that the learner keeps, and that every actor and evaluation sees.
 
-A forward in the learner does not change them. It leaves sums of what it saw; sums may be added over passes, micro-batches and
-ranks; `Learner.apply` merges them once, together with the update that they belong to, and not at all if that is skipped.
+A forward in the learner does not change them but sums what it saw. Sums may be added over passes, micro-batches and ranks;
+`Learner.apply` merges them together with their update, unless that is skipped.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class RunningStatistics(nn.Module):
 
         Args:
             sums: as `take_sums` gave them.
-            around: the `mean` that the forward saw; None: today's.
+            around: the `mean` that the forwards saw; None: the current one.
         """
         number, total, squares = sums[:1], sums[1 : 1 + self.size], sums[1 + self.size :]
         if around is not None:

@@ -12,7 +12,6 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,20 +31,20 @@ _TEMPORARY = r"\.(step_\d+\.pt|update_\d+\.pt|latest\.pt|config\.json|logs\.csv)
 
 
 def folder_of(run: Path) -> Path:
-    """Where a run's checkpoints are."""
+    """Return the folder of a run's checkpoints."""
     return run / "checkpoints"
 
 
 def run_of(path: Path) -> Path:
-    """The run folder of a checkpoint file."""
+    """Return the run folder of a checkpoint file."""
     return path.parent.parent
 
 
 def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
-    """Write a checkpoint and point `latest.pt` to it; remove all but the `keep` newest (0: none).
+    """Write a checkpoint, point `latest.pt` to it, and remove all but the `keep` newest (0 removes none).
 
     Raises:
-        OSError: if it cannot be written; the ones before it are untouched.
+        OSError: if it cannot be written; earlier checkpoints are unchanged.
     """
     folder = folder_of(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +66,7 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
 
 
 def _remove_left_behind(run: Path) -> None:
-    """What writers that were killed have left: temporary files of a name of ours that nobody holds any more."""
+    """Remove temporary files that killed writers have left: those that no process has locked."""
     for file in [*run.glob(".*"), *run.glob("*/.*")]:
         if not re.fullmatch(_TEMPORARY, file.name):
             continue
@@ -84,7 +83,7 @@ def _remove_left_behind(run: Path) -> None:
 
 
 def _number(file: Path) -> int:
-    """Of a checkpoint in the order in which they were written; 0: from before there were numbers; -1: damaged."""
+    """Return a checkpoint's number in the order of writing; 0 if it is older than numbers, -1 if it is damaged."""
     try:
         with zipfile.ZipFile(file) as records:
             return int(records.read(NUMBER_RECORD)) if NUMBER_RECORD in records.namelist() else 0
@@ -93,22 +92,22 @@ def _number(file: Path) -> int:
 
 
 def saved(run: Path) -> list[Path]:
-    """All checkpoints of a run, by step."""
+    """Return all checkpoints of a run, by step."""
     found = folder_of(run).glob("step_*.pt")
     return sorted(p for p in found if re.fullmatch(r"step_\d+\.pt", p.name) and p.is_file())
 
 
 def newest_first(run: Path) -> list[Path]:
-    """All checkpoints of a run, by the number that was written with each: no clock is asked, and steps may go back.
+    """Return all checkpoints of a run by the number written in each, because clocks and steps may go back.
 
-    Damaged ones come first: whoever takes the newest then hears of them. Those of before there were numbers are the oldest.
+    Damaged ones come first, so that a reader of the newest reports them. Those without a number count as the oldest.
     """
     numbers = {file: _number(file) for file in saved(run)}
 
     def place(file: Path) -> tuple[bool, int, int, str]:
         with suppress(OSError):
             return numbers[file] < 0, numbers[file], file.stat().st_mtime_ns if numbers[file] < 1 else 0, file.name
-        return False, 0, 0, file.name  # gone meanwhile
+        return False, 0, 0, file.name  # removed meanwhile
 
     return sorted(numbers, key=place, reverse=True)
 
@@ -117,9 +116,9 @@ def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint file.
 
     Raises:
-        CheckpointError: if it is damaged, or no checkpoint, or holds what no checkpoint holds.
+        CheckpointError: if it is damaged, is not a checkpoint, or has contents that no checkpoint has.
     """
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe might never end
         raise CheckpointError(f"no checkpoint {path}")
     try:
         data = io.BytesIO(path.read_bytes())
@@ -151,7 +150,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of the first format (before formats had numbers) as this program writes them."""
+    """Convert a checkpoint of the first format (without a number) to the present one."""
     learner = dict(state["learner"])
     names = {"square_avg": "mean_square", "mean_square": "mean_square", "momentum_buffer": "momentum"}
     moments = dict(learner["optimiser"]["state"].get(0, {}))  # none before the first update
@@ -167,103 +166,3 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
         new["past"] = {**new["past"], "metrics": unlearned[-1].shape[-1]}
         new["source"] = {"unlearned": [*unlearned, torch.full((len(unlearned[0]),), -1, dtype=torch.int32)]}
     return new
-
-
-def settings_of(
-    path: Path, state: dict[str, Any], given: dict[str, Any] | None, trusted: bool, replaced: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """The settings in a checkpoint, once it is certain that following them runs no code but what the reader agreed to.
-
-    Args:
-        path: where `state` was read from.
-        given: what the reader typed: settings of the same value need no trust; None: nothing can be typed.
-        trusted: the reader trusts the file.
-        replaced: settings of the file that will not be followed, because the reader typed others or only wants to act.
-
-    Raises:
-        CheckpointError: if it names code, and neither is it this user's nor did the reader name or trust that.
-    """
-    config: dict[str, Any] = state["config"]
-    named = {
-        name: value
-        for name, value in trust.code_in(config).items()
-        if name not in replaced and (not given or name not in given or given[name] != value)
-    }
-    if not named or trusted:
-        return config
-    hint = ""
-    try:
-        if trust.is_own(config, state.get("signature")):
-            return config
-    except trust.KeyRefused as error:
-        hint = f" (the key {error})"
-    flags = ", ".join(
-        f"--{name} {value if isinstance(value, str) else repr(value)}"[:80] for name, value in named.items()
-    )
-    consent = "" if given is None else f", or give the same {' and '.join(f'--{name}' for name in named)}"
-    raise CheckpointError(
-        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust (from Python: trust=True) "
-        f"if you trust it{consent}"
-    )
-
-
-def load_newest(name: str, savedir: str, log: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """Find what a user types (see `find`) and read it; of a run, the newest checkpoint that is not damaged.
-
-    Args:
-        log: takes one line for each that is passed over.
-
-    Returns:
-        The file, and what is in it.
-
-    Raises:
-        CheckpointError: if there is none, or the file itself was named and is damaged.
-    """
-    path = find(name, savedir)
-    others = [file for file in newest_first(run_of(path)) if file.name != path.resolve().name]
-    named = Path(name).is_file()
-    damaged: list[str] = []
-    for file in [path] if named else [path.with_name(path.resolve().name), *others]:
-        try:
-            state = load(file)
-        except CheckpointError as error:
-            damaged.append(str(error))
-        else:
-            for line in damaged:
-                log(f"{line}; taking {file.name} instead")
-            return file, state
-    hint = f"; so are the {len(others)} before it" if others else ""
-    if named and others:
-        hint = f"; take another one of {path.parent}: {', '.join(file.name for file in others[:3])}"
-    raise CheckpointError(damaged[0] + hint)
-
-
-def find(name: str, savedir: str) -> Path:
-    """The newest checkpoint of what a user types: a file, a run folder, a run's name in savedir, or `latest`.
-
-    Raises:
-        CheckpointError: if there is none there.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    run = find_run(name, savedir)
-    latest = folder_of(run) / LATEST
-    if latest.is_file():  # it may be a link to anything
-        return latest
-    if files := newest_first(run):
-        return files[0]
-    raise CheckpointError(f"{run} has no checkpoint yet (was it run with --disable_checkpoint?)")
-
-
-def find_run(name: str, savedir: str) -> Path:
-    """A run folder from its path, its name in savedir, or one of its checkpoint files.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    for path in (Path(name), Path(savedir) / name, run_of(Path(name))):
-        if (path / "config.json").is_file():
-            return path.resolve() if path.is_symlink() else path
-    known = sorted(p.parent.name for p in Path(savedir).glob("*/config.json") if not p.parent.is_symlink())
-    there = f"in {savedir} are: {', '.join(known[-5:])}" if known else f"there are no runs in {savedir}"
-    raise CheckpointError(f"no run {name!r} (looked for {name}/config.json and in --savedir {savedir}); {there}")

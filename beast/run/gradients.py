@@ -1,4 +1,4 @@
-"""What computes the gradients of a run's algorithm, in whichever process that is done."""
+"""The gradients of a run's algorithm, for the process that computes them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from beast.settings.config import Config
 
 
 def make_gradients(config: Config, task: Task, model: torch.nn.Module, device: torch.device) -> Gradients:
-    """The gradients of this run's loss.
+    """Make what turns batches into gradients.
 
     Args:
-        config, task: of the run.
-        model: float32; taken over, in the dtype that the run computes in.
-        device: where they are computed.
+        config: settings of the run.
+        task: what is learned.
+        model: float32 model, which is converted to the dtype of the run and kept.
+        device: device to compute on.
     """
     algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
     acting = FlatModel(model, device, task.dtype)

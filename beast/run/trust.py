@@ -1,4 +1,4 @@
-"""Who may name code: a file that somebody else made may not, unless its reader says so.
+"""Trust in checkpoints: one that somebody else made may not name code to run, unless its reader agrees.
 
 A checkpoint holds tensors and settings, and some settings name code: an environment of the user's own, say. Built-in names
 do no harm. The others are followed if the reader typed the same, typed --trust, or made the file: checkpoints carry a
@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from beast.core.errors import CheckpointError
 from beast.core.names import TRAINERS
 
 _KEY_SIZE = 32  # bytes
@@ -33,7 +34,7 @@ def _is_built_in_module(name: Any) -> bool:
 
 
 def _holds_numbers_only(value: Any) -> bool:
-    """Numbers name nothing. Strings may: ids and files that a registered environment opens."""
+    """Return whether a value holds only numbers; strings may be ids or files that an environment opens."""
     if isinstance(value, list | tuple):
         return all(not isinstance(part, list | tuple) and _holds_numbers_only(part) for part in value)
     return value is None or isinstance(value, bool | int | float)
@@ -52,7 +53,7 @@ NAMES_CODE: dict[str, Callable[[Any], bool]] = {
 
 
 def code_in(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that name code which is not built in."""
+    """Return the settings that name code which is not built in."""
     return {
         name: config[name] for name, names_code in NAMES_CODE.items() if name in config and names_code(config[name])
     }
@@ -67,7 +68,7 @@ def sign(config: dict[str, Any]) -> str | None:
 
 
 def is_own(config: dict[str, Any], signature: Any) -> bool:
-    """Whether this user signed these settings on this machine.
+    """Return whether this user signed these settings on this machine.
 
     Raises:
         KeyRefused: if the key may be known to others.
@@ -88,7 +89,7 @@ def _signature(config: dict[str, Any], key: bytes) -> str:
 
 
 def _key_file() -> Path:
-    """Raises OSError if this user has no place for it."""
+    """Return the key's path; raise OSError if this user has no place for it."""
     state_home = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(state_home):
         return Path(state_home) / "beast" / "key"
@@ -99,10 +100,10 @@ def _key_file() -> Path:
 
 
 def _key(make: bool) -> bytes:
-    """The key, made if there is none and `make` says so.
+    """Return the key, which is made if there is none and `make` is True.
 
     Raises:
-        KeyRefused: if others may know it, or it is no key.
+        KeyRefused: if others may know it, or it is not a key.
         OSError: if there is none.
     """
     path = _key_file()
@@ -127,7 +128,7 @@ def _key(make: bool) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    """Whole or not at all, and the one of whoever is first."""
+    """Write a new key atomically; if several processes do so at once, the first one's key stays."""
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_name(f".key.{secrets.token_hex(8)}")
@@ -141,3 +142,42 @@ def _make_key(path: Path) -> None:
             os.link(temporary, path)
     finally:
         temporary.unlink()
+
+
+def settings_of(
+    path: Path, state: dict[str, Any], given: dict[str, Any] | None, trusted: bool, replaced: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the settings in a checkpoint, after checking that they run no code that the reader did not agree to.
+
+    Args:
+        path: the file that `state` was read from.
+        state: the checkpoint's content.
+        given: settings that the reader typed: an equal setting needs no trust; None if nothing can be typed.
+        trusted: whether the reader trusts the file.
+        replaced: settings of the file that are not used, because the reader typed others or only wants to act.
+
+    Raises:
+        CheckpointError: if it names code that neither this user made nor the reader named or trusted.
+    """
+    config: dict[str, Any] = state["config"]
+    named = {
+        name: value
+        for name, value in code_in(config).items()
+        if name not in replaced and (not given or name not in given or given[name] != value)
+    }
+    if not named or trusted:
+        return config
+    hint = ""
+    try:
+        if is_own(config, state.get("signature")):
+            return config
+    except KeyRefused as error:
+        hint = f" (the key {error})"
+    flags = ", ".join(
+        f"--{name} {value if isinstance(value, str) else repr(value)}"[:80] for name, value in named.items()
+    )
+    consent = "" if given is None else f", or give the same {' and '.join(f'--{name}' for name in named)}"
+    raise CheckpointError(
+        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust (from Python: trust=True) "
+        f"if you trust it{consent}"
+    )

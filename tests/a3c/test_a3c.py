@@ -78,7 +78,7 @@ def test_a_bad_reward_costs_its_update_alone_and_its_unrolls_are_kept(tmp_path):
     [
         (["--batch_size", 3], ["--batch_size 3", "2 of them", "leave it out"]),
         (["--batch_size", 3, "--num_actor_processes", 0], ["--batch_size 3", "4 of them", "this process"]),
-        (["--algorithm", "seams.pop_art"], ["--algorithm seams.pop_art", "numbers of its own"]),
+        (["--algorithm", "seams.pop_art"], ["--algorithm seams.pop_art", "has numbers of its own"]),
     ],
     ids=["batch", "batch, serial", "algorithm"],
 )

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from beast import commands
 from beast.core.errors import ConfigError, EnvError, ModelError
 from beast.envs.base import vector_of
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 from beast.run.resolve import resolve_config
 from beast.settings.config import Config
 
@@ -28,7 +28,7 @@ FUZZ = settings(
     derandomize=True, database=None, deadline=None, max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
-GROUPS = Config.groups("impala", "mlp").values()
+GROUPS = Config.sections("impala", "mlp").values()
 FIELDS = {field.name: field for group in GROUPS for field in dataclasses.fields(group)}
 WORDS = st.sampled_from(
     ["", "0", "-1", "1", "2.5", "1e400", "nan", "inf", "none", "true", "[]", "{}", '{"a": 1}', "é", "-"]
@@ -324,9 +324,7 @@ def test_checkpoints_that_hold_odd_things(call, tmp_path, flags, examples):
             assert_one_line(done)
         else:
             assert not done.err
-            assert (
-                checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"] >= 140 or "is finished" in done.out
-            )
+            assert checkpoint.load(finding.find(str(run), ""))["learner"]["steps"] >= 140 or "is finished" in done.out
         assert all(row["step"] >= 0 for row in rows(run))
 
     check()
