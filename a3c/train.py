@@ -52,7 +52,8 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
     Serial mode is MonoBeast's with one unroll of each actor a batch: a single worker, whose gradient is never stale.
 
     Args:
-        task, config: of the run.
+        task: what is learned.
+        config: settings of the run.
         spec: layout of the unrolls.
         weights: where the learner publishes.
 

@@ -43,7 +43,8 @@ def run(
         status: what the worker reports to.
         actors: environments, model and random streams of its actors.
         outlet: where its gradients go.
-        task, config: of the run.
+        task: what is learned.
+        config: settings of the run.
         weights: newest weights of the learner.
     """
     use_compute_threads(1)  # the environment variable would come too late: torch is imported already
