@@ -18,26 +18,26 @@ class OptimiserConfig:
     optimiser: str = "rmsprop"
     """Which optimiser: rmsprop, as in the paper, or adam."""
     learning_rate: float = 6e-4
-    """How large the optimiser's steps are at the start of training."""
+    """The learning rate at the start of training, which scales the optimiser's steps."""
     learning_rate_schedule: str = "linear"
-    """How the learning rate goes on: linear lets it fall to 0 over total_steps, constant keeps it."""
+    """The schedule of the learning rate: linear lets it fall to 0 over total_steps, constant keeps it."""
     alpha: float = 0.99
-    """How slowly RMSProp forgets: the decay of its running mean of squared gradients."""
+    """The decay of RMSProp's running mean of squared gradients; nearer to 1 it averages over more updates."""
     momentum: float = 0.0
-    """How much momentum RMSProp has; 0 means none."""
+    """The momentum of RMSProp; 0 means none."""
     epsilon: float = 0.01
-    """A small constant of RMSProp, outside the square root (torch) or inside it (tf)."""
+    """The constant that RMSProp adds to its denominator, outside the square root (torch) or inside it (tf)."""
     rmsprop_form: str = "torch"
     """Whose RMSProp: PyTorch's (torch), or TensorFlow 1's (tf) as in the paper's code, where the mean square starts at 1
     and epsilon is inside the root."""
     adam_beta1: float = 0.9
-    """How slowly Adam forgets gradients: the decay of their running mean."""
+    """The decay of Adam's running mean of gradients (beta 1)."""
     adam_beta2: float = 0.999
-    """How slowly Adam forgets squared gradients: the decay of their running mean."""
+    """The decay of Adam's running mean of squared gradients (beta 2)."""
     adam_epsilon: float = 1e-5
-    """A small constant of Adam, outside the square root."""
+    """The constant that Adam adds to its denominator, outside the square root."""
     grad_norm_clipping: float = 40.0
-    """Scale a gradient down to this global norm if it is longer; 0 means no clip."""
+    """Scale a gradient down to this global norm if its norm is larger; 0 means no clipping."""
 
     def __post_init__(self) -> None:
         for name, allowed in (

@@ -53,8 +53,7 @@ def assemble(
         callbacks: objects of the caller, in addition to the module that `--callback` names.
 
     Raises:
-        RuntimeError: if the checkpoint belongs to another model.
-        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made.
+        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made; RuntimeError: if the checkpoint is unfit.
     """
     keep_freed_memory()
     torch.manual_seed(config.run.seed)

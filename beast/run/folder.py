@@ -67,7 +67,7 @@ def begin(folder: Path, config: Config) -> None:
             files = [file for file in folder.iterdir() if file.is_file() and file.name != _LOCK]
             for file in sorted(
                 files, key=lambda file: file.name == "config.json"
-            ):  # last, because it marks the others as moved
+            ):  # config.json last: while it is there, the others are moved again
                 os.replace(file, aside / file.name)
         write_config(folder, config)
 

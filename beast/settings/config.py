@@ -92,7 +92,7 @@ class EnvironmentConfig:
     life_loss: bool = True
     """End the return, but not the game, when a life is lost on Atari (in training only)."""
     fire_on_life_loss: bool = False
-    """Press FIRE after a lost life on Atari, whatever the policy chose."""
+    """Press FIRE after a lost life on Atari instead of the action that the policy chose."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "action_repeat", "frame_stack", "max_episode_steps")
@@ -168,10 +168,10 @@ class LearnerConfig:
     my_package.my_module, which defines a class Model (default: atari_shallow for one picture of 36x36 or more, mlp for
     vectors and choices, multi_input for small pictures, texts and mixtures)."""
     use_lstm: bool = False
-    """Put an LSTM after the network's features, so that the policy remembers."""
+    """Put an LSTM after the network's features, so that the policy remembers earlier observations."""
     total_steps: int = 50_000_000
-    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 until then,
-    so set the length that you really want."""
+    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 at
+    that step, so set the length that you really want."""
     batch_size: int = 32
     """How many unrolls the learner uses for each update (B)."""
     num_learner_threads: int | None = None

@@ -18,7 +18,7 @@ class Config:
     """Loss (IMPALA)"""
 
     discounting: float = 0.99
-    """How much a reward one step later counts (gamma)."""
+    """The discount factor (gamma): how much a reward one step later counts."""
     baseline_cost: float = 0.5
     """The weight of the value loss."""
     entropy_cost: float = 0.01
