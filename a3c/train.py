@@ -23,6 +23,8 @@ from . import worker
 from .slots import GradientSlots, GradientSource, discard
 
 acting_device = monobeast.acting_device
+PACES = ("free",)
+"""A worker waits for nobody but the learner."""
 
 
 def settle(config: Config, given: Collection[str]) -> Config:
@@ -33,9 +35,13 @@ def settle(config: Config, given: Collection[str]) -> Config:
         given: names of the flags that were given.
 
     Raises:
-        ConfigError: if another batch size was given. (The one that a resumed run had is replaced.)
+        ConfigError: if another batch size was given (the one that a resumed run had is replaced), or a compiled network.
     """
     actors = config.actors
+    if config.learner.compile_model and not actors.serial:
+        raise ConfigError(
+            "--compile_model compiles the learner's network, which --trainer a3c does not run: leave it out"
+        )
     size = max(len(hosted) for hosted in _hosted(config))
     asked, processes = config.learner.batch_size, "this process" if actors.serial else f"{actors.processes} processes"
     if "batch_size" in given and config.run.resume is None and asked != size:

@@ -78,9 +78,10 @@ def test_a_bad_reward_costs_its_update_alone_and_its_unrolls_are_kept(tmp_path):
     [
         (["--batch_size", 3], ["--batch_size 3", "2 of them", "leave it out"]),
         (["--batch_size", 3, "--num_actor_processes", 0], ["--batch_size 3", "4 of them", "this process"]),
+        (["--compile_model"], ["--compile_model", "leave it out"]),
         (["--algorithm", "seams.pop_art"], ["--algorithm seams.pop_art", "has numbers of its own"]),
     ],
-    ids=["batch", "batch, serial", "algorithm"],
+    ids=["batch", "batch, serial", "compiled", "algorithm"],
 )
 def test_what_it_cannot_do_is_one_line(call, tmp_path, flags, words):
     done = call("--env", "Catch-v0", "--trainer", "a3c", "--num_actors", 4, "--num_actor_processes", 2, *flags)
