@@ -86,7 +86,7 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
     def source(own: StoreSource) -> Source:
         return GradientSource(slots, stores, task.device, own.clock)
 
-    return Crew([plan(number, actors) for number, actors in enumerate(hosted)], source=source)
+    return Crew([plan(number, actors) for number, actors in enumerate(hosted)], source=source, gives_batches=False)
 
 
 def _hosted(config: Config) -> list[tuple[int, ...]]:
@@ -96,7 +96,7 @@ def _hosted(config: Config) -> list[tuple[int, ...]]:
 
 def _gradient_slots(task: Task, config: Config, workers: int) -> GradientSlots:
     with torch.random.fork_rng(devices=[]):  # this model only tells sizes
-        gradients = make_gradients(config, task, task.model.build(), torch.device("cpu"))
+        gradients = make_gradients(config, task, task.model.build(weights=False), torch.device("cpu"))
     if gradients.own.parameters.numel() or gradients.own.statistics.numel() or gradients.algorithm.state_dict():
         raise ConfigError(
             f"--algorithm {config.learner.algorithm} has numbers of its own, which the workers of --trainer a3c do not get: "

@@ -50,7 +50,7 @@ def run(
     use_compute_threads(1)  # the environment variable would come too late: torch is imported already
     keep_freed_memory()
     torch.manual_seed(seed_for(actors.seed, "gradients", outlet.worker, actors.life))
-    gradients = make_gradients(config, task, task.model.build(), torch.device("cpu"))
+    gradients = make_gradients(config, task, task.model.build(weights=False), torch.device("cpu"))
     acting = gradients.acting
     held = Weights.like(acting)
     """The weights that its actors act with: exactly those that the gradient is computed with."""

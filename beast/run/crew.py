@@ -3,7 +3,8 @@
 crew(task, config, spec, weights) -> Crew        plans who fills the unroll store; starts nothing
 acting_device(device) -> torch.device            device of the actors' forwards, if the learner is on `device`
 
-It may have a third:
+It may also name the values of --pace that it supports, as PACES. Without it these are free and unroll, which every trainer
+supports whose actors take the newest weights at the start of each unroll. And it may have a third function:
 
 settle(config, given) -> Config                  sets what follows from other settings with this trainer, or raises a
                                                  ConfigError for what it cannot do; `given` names the flags that were given
@@ -20,6 +21,7 @@ from beast.core.names import TRAINERS, NoSuchModule, import_named
 from beast.processes.status import LocalStatus
 from beast.run.action_log import SerialActors
 from beast.settings.config import Config
+from beast.settings.pace import PACES
 from beast.store.sources import Source, StoreSource
 from beast.store.unrolls import UnrollWriter, WorkerPort
 
@@ -52,6 +54,8 @@ class Crew:
     """Threads by name; each ends soon after its argument is `stopping`."""
     source: Callable[[StoreSource], Source] = lambda own: own
     """Maps the store's source to the one that the learner asks."""
+    gives_batches: bool = True
+    """Whether the source yields batches; if it yields gradients, there are no unrolls to keep or to record."""
     counts: Callable[[], dict[str, Any]] = dict
     """Returns the trainer's own counts, for profile."""
     summarise: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, after: {}
@@ -92,3 +96,19 @@ def settle(config: Config, given: Collection[str]) -> Config:
     own = getattr(beast_module(config.learner.trainer), "settle", None)
     settled: Config = own(config, given) if own else config
     return settled
+
+
+def check_pace(trainer: str, pace: str) -> None:
+    """Check that a trainer supports a pace.
+
+    Raises:
+        ConfigError: if it does not; the message names the trainers that do.
+    """
+
+    def known(name: str) -> tuple[str, ...]:
+        return getattr(beast_module(name), "PACES", PACES[:2])
+
+    if pace not in known(trainer):
+        able = [f"--trainer {name}" for name in TRAINERS if pace in known(name)]
+        others = " or ".join([*able, f"--pace {known(trainer)[-1]}"])
+        raise ConfigError(f"--trainer {trainer} has no --pace {pace}: use {others}")

@@ -11,6 +11,7 @@ from conftest import assert_one_line, rows, wait_until
 
 from beast.run import checkpoint
 from beast.run.assemble import assemble
+from beast.run.finding import find
 from beast.run.resolve import resolve_config
 
 
@@ -78,10 +79,13 @@ def test_a_bad_reward_costs_its_update_alone_and_its_unrolls_are_kept(tmp_path):
     [
         (["--batch_size", 3], ["--batch_size 3", "2 of them", "leave it out"]),
         (["--batch_size", 3, "--num_actor_processes", 0], ["--batch_size 3", "4 of them", "this process"]),
+        (["--pace", "unroll"], ["--trainer a3c has no --pace unroll", "--trainer monobeast"]),
+        (["--policy_lag", 2], ["--trainer a3c has no --pace"]),
+        (["--replay_capacity", 100], ["--replay_capacity", "--trainer a3c"]),
         (["--compile_model"], ["--compile_model", "leave it out"]),
         (["--algorithm", "seams.pop_art"], ["--algorithm seams.pop_art", "has numbers of its own"]),
     ],
-    ids=["batch", "batch, serial", "compiled", "algorithm"],
+    ids=["batch", "batch, serial", "pace", "lag", "replay", "compiled", "algorithm"],
 )
 def test_what_it_cannot_do_is_one_line(call, tmp_path, flags, words):
     done = call("--env", "Catch-v0", "--trainer", "a3c", "--num_actors", 4, "--num_actor_processes", 2, *flags)
@@ -93,7 +97,7 @@ SMALL = ["--env", "Catch-v0", "--trainer", "a3c", "--num_actors", 4, "--num_acto
 
 
 def load(run):
-    return checkpoint.load(checkpoint.find(str(run), ""))
+    return checkpoint.load(find(str(run), ""))
 
 
 def test_it_lives_the_same_life(start, call, tmp_path):

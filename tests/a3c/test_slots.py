@@ -10,7 +10,7 @@ from beast.a3c.slots import MOST_METRICS, GradientSlots, GradientSource, discard
 from beast.core.data import ArraySpec
 from beast.core.gradients import Gradient
 from beast.processes.status import Clock
-from beast.store import unrolls
+from beast.store import pipes
 from beast.store.unrolls import UnrollSpec, UnrollStore
 
 SIZE, LENGTH, ACTORS = 5, 3, 4
@@ -142,7 +142,7 @@ def test_what_a_dead_worker_committed_is_applied_once_before_another_writes_ther
 
 def test_a_commit_of_several_writes_that_a_kill_cut_off_comes_to_nothing(make, monkeypatch):
     """More actors than one atomic write tells of: here two."""
-    monkeypatch.setattr(unrolls, "_CHUNK", 2)
+    monkeypatch.setattr(pipes, "_CHUNK", 2)
     s = make(actors=5)
     slots = s.ports[0].acquire(timeout=1)
     s.ports[0].commit(slots[:2])
