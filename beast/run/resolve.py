@@ -20,8 +20,9 @@ from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
 from beast.processes.launch import launch
 from beast.processes.machine import has_fast_bfloat16
-from beast.run.crew import beast_module
-from beast.settings.config import Config
+from beast.run.crew import beast_module, check_pace
+from beast.settings.config import Config, section
+from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS
 
 
@@ -34,8 +35,10 @@ def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
     Raises:
         ConfigError, EnvError, ModelError: each with a message of one line.
     """
-    # Checks what was typed before anything is started; the number of buffers depends on the preset.
-    asked = Config.from_flat(values | {"num_buffers": None})
+    # Checks what was typed before anything is started; what depends on the batch size depends on the preset.
+    section(PaceConfig, implied(values, None) | values)
+    later = {"num_buffers": None, "replay_capacity": 0, "demonstrations": None, "pace": "free", "policy_lag": None}
+    asked = Config.from_flat(values | later)
     with nothing_left_behind():
         return _look(asked, values)
 
@@ -49,11 +52,12 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     try:
         space = group.observation_space
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
-        config = Config.from_flat(PRESETS[preset] | values)
+        config = Config.from_flat(values, PRESETS[preset])
+        check_pace(config.learner.trainer, config.pace.pace)
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
         settings = dataclasses.asdict(config.model)
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
-        built = model.build()  # a model that does not fit raises here, before a run folder is made
+        built = model.build(weights=False)  # a model that does not fit raises here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
             group.reset()  # an environment that breaks its contract raises here too
         if group.says_mask and ACTION_MASK not in group.columns:
