@@ -48,7 +48,7 @@ class Model(ActorCritic):
     """
 
     supports_bfloat16 = True
-    micro_batch_rows = 168  # of 84x84 pixels: eight unrolls of 20 steps; 32 of them would need 0.6 GB more
+    micro_batch_rows = 168  # eight unrolls of 20 steps; 32 of them, with 84x84 pixels, would need over a GB more
 
     def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
         super().__init__(observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm)
