@@ -11,10 +11,10 @@ from beast.envs.catch import Catch
 
 
 class CatchWithEngine(Catch):
-    """Catch that starts a process as emulators do, in a session of its own, and cannot go on without it.
+    """Catch that starts a process as emulators do, in its own session, and fails when that process has ended.
 
     Raises:
-        RuntimeError: in `step`, once the engine has ended.
+        RuntimeError: in `step`, when the engine has ended.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from beast.processes.shared import SharedArrays
 
 
 class Pipes:
-    """What PolyBeast does: an eight-byte message each way."""
+    """PolyBeast's way: an eight-byte message in each direction."""
 
     def __init__(self) -> None:
         self.there, self.back = Line(), Line()
@@ -60,7 +60,7 @@ class Eventfd:
 
 
 class Flags:
-    """Flags in shared memory: spin a little, then sleep in steps of 50 microseconds."""
+    """Flags in shared memory: spin for a short time, then sleep in steps of 50 microseconds."""
 
     def __init__(self) -> None:
         self.shared = SharedArrays({"turn": ArraySpec((1,), np.dtype(np.int64))})
@@ -89,7 +89,7 @@ class Flags:
 
 
 class Queues:
-    """multiprocessing.Queue: a pickled object, a lock and a feeder thread; a killed reader keeps the lock."""
+    """Two multiprocessing.Queue: a pickled object, a lock and a feeder thread; a killed reader keeps the lock."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -113,7 +113,7 @@ def _serve(way: Any) -> None:
 
 
 def measure(make: Callable[[], Any], seconds: float) -> dict[str, float]:
-    """Round trips a second, and CPU microseconds of both processes for each."""
+    """Return the round trips per second, and the CPU microseconds of both processes for each."""
     way = make()
     child = multiprocessing.get_context("fork").Process(target=_serve, args=(way,), daemon=True)
     child.start()
@@ -132,7 +132,7 @@ def measure(make: Callable[[], Any], seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Every way, in turn, three times; medians."""
+    """Measure every way three times, alternately, and print the medians."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.signalling", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", metavar="FILE")

@@ -68,6 +68,13 @@ class Weights:
         number = int(self._announced[0])
         return -1 if number < 0 else int(self._versions[number % 2])
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the versions that a checkpoint must hold beside the newest: none here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what `state_dict` returned, before the first `publish`."""
+
     def publish(self, parameters: torch.Tensor, version: int, statistics: torch.Tensor | None = None) -> None:
         """Write a new version. Only the learner may call this.
 

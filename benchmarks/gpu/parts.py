@@ -196,10 +196,10 @@ def profile_of(flags: dict[str, Any], warm_up: float, seconds: float, patience: 
     """What `run.py profile` finds with these flags, the command that finds it again, and what nvidia-smi saw meanwhile.
 
     Args:
-            flags: of the trainer, by name.
-            warm_up: seconds before measuring.
-            seconds: how long to measure.
-            patience: seconds that it may take in total.
+        flags: of the trainer, by name.
+        warm_up: seconds before measuring.
+        seconds: how long to measure.
+        patience: seconds that it may take in total.
 
     Raises:
         RunFailed: if it ends with an error, or not in time.
