@@ -16,6 +16,7 @@ from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
 from beast.core.ranks import Ranks
+from beast.core.seeds import seed_for
 from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker, Workers
@@ -70,6 +71,11 @@ def assemble(
     gradients, learner = make_learner(config, task)
     if state:
         learner.load_state_dict(state["learner"])
+    if ranks.size > 1:  # whose machines may round differently
+        learner.load_state_dict(ranks.of_first(learner.state_dict))
+    if not ranks.first:
+        config = _of_one_more_rank(config, ranks)
+        torch.manual_seed(config.run.seed + resumes)
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
     newest, weights = _weights(config, learner, state, reports.log)
@@ -85,22 +91,23 @@ def assemble(
     run = config.run
     workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
     workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every and ranks.first else None
+    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every else None
     wishes = Wishes()
+    ranks.watch(lambda: wishes.stopping, run.rank_timeout)
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
         action_log = _action_log(config, state, life, reports.log, experience.source)
         serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
-    if state:
+    if state and ranks.first:
         checkpoints.go_on_from(state)
 
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, reports=reports, skipped=skipped, experience=experience,
-        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
-        start_workers=partial(_start, crew, workers, store, life, evaluator),
+        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, ranks=ranks, serial=serial,
+        evaluator=evaluator, start_workers=partial(_start, crew, workers, store, life, evaluator),
     )  # fmt: skip
 
 
@@ -121,6 +128,17 @@ def _experience(
     source_class = RoundSource if config.pace.in_rounds else StoreSource
     fresh = crew.source(source_class(store, config.fresh_unrolls, clock))
     return Experience(fresh, config, task, life, clock, log)
+
+
+def _of_one_more_rank(config: Config, ranks: Ranks) -> Config:
+    """Return the settings of a rank that is not the first.
+
+    Its random streams are others, and it has no say in what the first alone decides and does.
+    """
+    seed = seed_for(config.run.seed, "rank", ranks.number)
+    return config.replace(
+        seed=seed, eval_every=0, callback=None, max_minutes=None, stop_at_return=None, record_unrolls=None
+    )
 
 
 def _listeners(
