@@ -11,10 +11,12 @@ import torch
 
 from beast.acting.task import Task
 from beast.core.algorithms import algorithm_module, algorithm_of
+from beast.core.errors import ConfigError
 from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
 from beast.core.ranks import Ranks
+from beast.core.seeds import seed_for
 from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker, Workers
@@ -24,6 +26,7 @@ from beast.run.action_log import ActionLog
 from beast.run.callbacks import Callbacks, callback_module
 from beast.run.crew import Crew, WorkerPlan, beast_module
 from beast.run.evaluator import Evaluator
+from beast.run.experience import Experience
 from beast.run.learning import Learning
 from beast.run.reporter import Reporter
 from beast.run.saving import Checkpoints
@@ -68,38 +71,74 @@ def assemble(
     gradients, learner = make_learner(config, task)
     if state:
         learner.load_state_dict(state["learner"])
+    if ranks.size > 1:  # whose machines may round differently
+        learner.load_state_dict(ranks.of_first(learner.state_dict))
+    if not ranks.first:
+        config = _of_one_more_rank(config, ranks)
+        torch.manual_seed(config.run.seed + resumes)
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
     newest, weights = _weights(config, learner, state, reports.log)
-    store_class, source_class = (RoundStore, RoundSource) if config.pace.in_rounds else (UnrollStore, StoreSource)
+    store_class = RoundStore if config.pace.in_rounds else UnrollStore
     store = store_class(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
-    source = crew.source(source_class(store, config.learner.batch_size, clock))
-    reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
-    learning = Learning(source, gradients, learner, newest, reporter, ranks, clock)
+    experience = _experience(crew, store, config, task, life, clock, reports.log)
+    reporter = Reporter(reports, skipped, heard, task.device.type != "cpu", experience.learned)
+    learning = Learning(experience.source, gradients, learner, newest, reporter, ranks, clock)
     learning.publish()
 
     board = StatusBoard(len(crew.workers) + 1)  # the last entry is the evaluator's
     run = config.run
     workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
     workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every and ranks.first else None
+    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every else None
     wishes = Wishes()
+    ranks.watch(lambda: wishes.stopping, run.rank_timeout)
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
-        action_log = _action_log(config, state, life, reports.log, source)
+        action_log = _action_log(config, state, life, reports.log, experience.source)
         serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
-    if state:
+    if state and ranks.first:
         checkpoints.go_on_from(state)
 
-    start_workers = partial(_start, crew, workers, store, life, evaluator)
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
-        store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
-        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
+        store=store, board=board, workers=workers, reports=reports, skipped=skipped, experience=experience,
+        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, ranks=ranks, serial=serial,
+        evaluator=evaluator, start_workers=partial(_start, crew, workers, store, life, evaluator),
     )  # fmt: skip
+
+
+def _experience(
+    crew: Crew, store: UnrollStore, config: Config, task: Task, life: int, clock: Clock, log: Callable[[str], None]
+) -> Experience:
+    """Make the source of work, with a replay and a recorder if they are asked for.
+
+    Raises:
+        ConfigError: if unrolls are to be kept or recorded that the learner never sees.
+    """
+    replayed = config.replay.unrolls(config.learner.batch_size)
+    if not crew.gives_batches and (replayed or config.replay.record_unrolls):
+        raise ConfigError(
+            "--replay_capacity, --demonstrations and --record_unrolls do not go with "
+            f"--trainer {config.learner.trainer}, whose workers send gradients"
+        )
+    source_class = RoundSource if config.pace.in_rounds else StoreSource
+    fresh = crew.source(source_class(store, config.fresh_unrolls, clock))
+    return Experience(fresh, config, task, life, clock, log)
+
+
+def _of_one_more_rank(config: Config, ranks: Ranks) -> Config:
+    """Return the settings of a rank that is not the first.
+
+    Its random streams are others, and it has no say in what the first alone decides and does.
+    """
+    seed = seed_for(config.run.seed, "rank", ranks.number)
+    return config.replace(
+        seed=seed, eval_every=0, callback=None, max_minutes=None, stop_at_return=None, record_unrolls=None
+    )
 
 
 def _listeners(

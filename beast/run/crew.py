@@ -46,6 +46,8 @@ class Crew:
     """Threads by name; each ends soon after its argument is `stopping`."""
     source: Callable[[Source], Source] = lambda own: own
     """Maps the store's source to the one that the learner asks."""
+    gives_batches: bool = True
+    """Whether the source yields batches; if it yields gradients, there are no unrolls to keep or to record."""
     counts: Callable[[], dict[str, Any]] = dict
     """Returns the trainer's own counts, for profile."""
     summarise: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, after: {}

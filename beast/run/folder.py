@@ -22,6 +22,7 @@ import psutil
 import beast
 from beast.core.errors import CheckpointError, ConfigError
 from beast.processes import machine, paths
+from beast.processes.launch import launch
 from beast.report.files import write_json
 from beast.run import checkpoint, finding
 from beast.settings.config import Config, RunConfig, is_name
@@ -32,7 +33,7 @@ _LOCK = ".lock"
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
     "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm", "algorithm",
-    "rmsprop_form", "momentum",
+    "rmsprop_form", "momentum", "center_pixels", "last_step_input",
 )  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def _circumstances() -> dict[str, Any]:
         | {name: _version(name) for name in ("torch", "numpy", "gymnasium", "ale-py")},
         "git_commit": git_commit(),
         "machine": machine.describe_machine(),
+        "ranks": launch().size,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -211,7 +213,7 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
     if not is_name(flags.get("xpid")):
         flags = flags | {"xpid": None}  # from a version that allowed such names; the folder has it already
-    return flags | given
+    return flags | {"record_unrolls": None} | given  # no checkpoint says where else files are to be written
 
 
 def point_latest_to(folder: Path) -> None:

@@ -18,6 +18,7 @@ from beast.core.errors import ConfigError
 from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
+from beast.processes.launch import launch
 from beast.processes.machine import has_fast_bfloat16
 from beast.run.crew import beast_module, check_pace
 from beast.settings.config import Config, section
@@ -34,9 +35,10 @@ def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
     Raises:
         ConfigError, EnvError, ModelError: each with a message of one line.
     """
-    # Checks what was typed before anything is started; the numbers of buffers and actors depend on the preset.
+    # Checks what was typed before anything is started; what depends on the batch size depends on the preset.
     section(PaceConfig, implied(values, None) | values)
-    asked = Config.from_flat(values | {"num_buffers": None, "pace": "free", "policy_lag": None})
+    later = {"num_buffers": None, "replay_capacity": 0, "demonstrations": None, "pace": "free", "policy_lag": None}
+    asked = Config.from_flat(values | later)
     with nothing_left_behind():
         return _look(asked, values)
 
@@ -55,7 +57,7 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
         settings = dataclasses.asdict(config.model)
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
-        built = model.build()  # a model that does not fit raises here, before a run folder is made
+        built = model.build(weights=False)  # a model that does not fit raises here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
             group.reset()  # an environment that breaks its contract raises here too
         if group.says_mask and ACTION_MASK not in group.columns:
@@ -111,11 +113,13 @@ def _sides(space: gymnasium.Space[Any]) -> int:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if launch().size > 1 and device.type == "cuda":
+        device = _device_of_rank(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
@@ -123,6 +127,19 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     return device
+
+
+def _device_of_rank(device: torch.device) -> torch.device:
+    """The GPU that is this rank's alone."""
+    place, number = launch(), torch.cuda.device_count()
+    if device.index is not None:
+        raise ConfigError(f"--device {device}: torchrun's ranks need a GPU each; use --device cuda")
+    if place.local_rank >= number:
+        raise ConfigError(
+            f"{place.local_size} ranks on this machine, which has {number} CUDA devices: torchrun --nproc_per_node {number}, "
+            "or --device cpu"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
 def compute_dtype(precision: str, model: ModelChoice, device: torch.device, acting: torch.device) -> torch.dtype:

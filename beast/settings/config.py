@@ -22,6 +22,7 @@ from beast.envs import EnvChoice, Standard
 from beast.processes.machine import usable_cores
 from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS
+from beast.store.replay import ReplayConfig
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:
@@ -122,7 +123,8 @@ class ActorsConfig:
     """Actors"""
 
     num_actors: int = 48
-    """How many environments run at once, over all processes (docs/tuning.md: about 24 for each core)."""
+    """How many environments run at once, over all processes (docs/tuning.md: about 24 for each core); under torchrun, on
+    each rank."""
     num_actor_processes: int | None = None
     """How many processes share the environments (default: one for each CPU core, at most num_actors). 0 does everything
     in one process, which is slower but exactly repeatable."""
@@ -170,10 +172,11 @@ class LearnerConfig:
     use_lstm: bool = False
     """Put an LSTM after the network's features, so that the policy remembers earlier observations."""
     total_steps: int = 50_000_000
-    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 at
-    that step, so set the length that you really want."""
+    """How long to train, in agent steps (on Atari a step is 4 frames), counted over all ranks under torchrun. The
+    learning rate falls linearly to 0 at that step, so set the length that you really want."""
     batch_size: int = 32
-    """How many unrolls the learner uses for each update (B). With --pace unroll or step it is num_actors."""
+    """How many unrolls the learner uses for each update (B); under torchrun, on each rank. With --pace unroll or step it is
+    num_actors."""
     num_learner_threads: int | None = None
     """How many threads the learner has: one trains, the others prepare the next batch (default: 2 with a GPU, 1 without)."""
     device: str = "auto"
@@ -261,6 +264,9 @@ class RunConfig:
     reward."""
     stop_at_return: float | None = None
     """End the run, with a checkpoint, once the mean return of the last 100 full games has reached X; none means never."""
+    rank_timeout: float = 120.0
+    """Under torchrun, end the run, with a checkpoint, when another rank has let this one wait for so many seconds
+    (docs/cluster.md)."""
     max_minutes: float | None = None
     """End the run, with a checkpoint, X minutes after this start; none means never."""
     callback: str | None = None
@@ -270,7 +276,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
         _at_least(self, 1, "eval_episodes", "max_skipped_updates")
-        for name in ("checkpoint_every", "report_every", "actor_timeout", "max_minutes", "max_actor_memory"):
+        times = ("checkpoint_every", "report_every", "actor_timeout", "rank_timeout", "max_minutes")
+        for name in (*times, "max_actor_memory"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
@@ -302,11 +309,17 @@ class Config:
     """The algorithm's own Config."""
     optimiser: OptimiserConfig
     inference: InferenceConfig
+    replay: ReplayConfig
     pace: PaceConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
         self.pace.check(self.actors.num_actors, self.learner.batch_size, self.inference)
+        if self.replay.unrolls(self.learner.batch_size) and self.pace.in_rounds:
+            raise ConfigError(
+                f"--pace {self.pace.pace} learns from fresh unrolls alone: leave it out, or leave out --replay_capacity and "
+                "--demonstrations"
+            )
         if self.num_buffers < self.least_buffers:
             batch = "" if self.pace.in_rounds else f" + batch_size ({self.learner.batch_size})"
             raise ConfigError(
@@ -323,6 +336,11 @@ class Config:
     def num_buffers(self) -> int:
         """Slots of the unroll store: by default actors write one set while the learner uses the set before it."""
         return self.actors.num_buffers or self.least_buffers + (0 if self.pace.in_rounds else self.actors.num_actors)
+
+    @property
+    def fresh_unrolls(self) -> int:
+        """Unrolls of each batch that were not learned from before and are no demonstrations."""
+        return self.learner.batch_size - self.replay.unrolls(self.learner.batch_size)
 
     @property
     def open_files(self) -> int:
@@ -345,6 +363,7 @@ class Config:
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
             "inference": InferenceConfig,
+            "replay": ReplayConfig,
             "pace": PaceConfig,
             "run": RunConfig,
         }

@@ -23,6 +23,7 @@ import torch
 from beast.core.data import Array, ArraySpec, Batch, Chosen, EnvOutput, Nested, flatten, map_nested
 from beast.core.errors import StoreClosed
 from beast.processes.shared import SharedArrays
+from beast.store.batches import BatchLayout
 from beast.store.pipes import INT, make_room, readable, write
 
 
@@ -193,6 +194,7 @@ class UnrollStore:
         self.arrays: dict[str, Any] = self._shared.arrays
         self._fill_with_absurd_values()
         self._tensors = map_nested(torch.from_numpy, self.arrays)
+        self._layout = BatchLayout(spec)
         self._full_read, self._full_write = os.pipe()
         os.set_blocking(self._full_read, False)
         self._lock = threading.Lock()  # for the parent's threads only
@@ -307,25 +309,7 @@ class UnrollStore:
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
         """Copy slots into a batch; they stay taken until `free`. Stacked observations are still frames (see `restack`)."""
-        index = torch.tensor(slots)
-
-        def rows(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.index_select(0, index).transpose(0, 1).contiguous()  # [rows, B, ...]
-
-        def observation(spec: ArraySpec, tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.index_select(0, index) if spec.stack > 1 else rows(tensor)
-
-        tensors = self._tensors
-        by_slot = {
-            name: map_nested(lambda x: x.index_select(0, index), tensors[name]) for name in ("core_state", "actor")
-        }
-        batch = Batch(
-            observation=map_nested(observation, self.spec.observation, tensors["observation"]),
-            **by_slot,
-            **{
-                name: map_nested(rows, tensors[name]) for name in Batch._fields if name not in ("observation", *by_slot)
-            },
-        )
+        batch = self._layout.gather(self._tensors, torch.tensor(slots))
         return batch, self._episodes(slots)
 
     def free(self, slots: list[int]) -> None:

@@ -86,8 +86,8 @@ class Weights:
         Raises:
             FloatingPointError: if a number is not finite; readers keep the last version.
         """
-        vectors = [parameters.cpu(), *([] if statistics is None else [statistics.cpu()])]  # the only wait for a GPU
-        if not all_finite(vectors):
+        vectors = [parameters, *([] if statistics is None else [statistics])]
+        if not all_finite(vectors):  # checked on their device; the only wait for a GPU, but for the copies below
             raise FloatingPointError(
                 f"the weights of update {version} are infinite or NaN: try a lower --learning_rate"
             )
