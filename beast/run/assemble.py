@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from beast.acting.task import Task
-from beast.core.algorithms import algorithm_module, algorithm_of
 from beast.core.errors import ConfigError
-from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
 from beast.core.ranks import Ranks
@@ -27,6 +25,7 @@ from beast.run.callbacks import Callbacks, callback_module
 from beast.run.crew import Crew, WorkerPlan, beast_module
 from beast.run.evaluator import Evaluator
 from beast.run.experience import Experience
+from beast.run.gradients import make_gradients
 from beast.run.learning import Learning
 from beast.run.reporter import Reporter
 from beast.run.saving import Checkpoints
@@ -158,9 +157,7 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
     """Make a learner with fresh weights, drawn from PyTorch's generator, and what computes its gradients."""
     model = task.model.build()
     masters = master_parameters(model)
-    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
-    acting = FlatModel(model, task.device, task.dtype)
-    gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
+    gradients = make_gradients(config, task, model, task.device)
     return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
 
 
@@ -216,6 +213,8 @@ def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, l
         return plan.arguments(ports, life + restarts)
 
     def on_exit() -> str:
-        return f"{sum(store.detach(number) for number in numbers)} unfinished unrolls discarded"
+        lost = sum(store.detach(number) for number in numbers) + plan.discard()
+        return f"{lost} unfinished unrolls discarded"
 
-    return Worker(plan.name, index, plan.target, arguments, on_exit, leaves=bool(plan.groups))
+    leaves = plan.leaves or bool(plan.groups)
+    return Worker(plan.name, index, plan.target, arguments, on_exit, leaves)

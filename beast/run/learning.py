@@ -58,7 +58,8 @@ class Learning:
         if work is None:
             return False
         with self.clock.time("copy"):
-            staged = None if work.batch is None else self.gradients.to_device(work.batch)
+            to_learn = work.batch if work.gradient is None else None
+            staged = None if to_learn is None else self.gradients.to_device(to_learn)
         with self.lock:
             if over():
                 return False

@@ -20,7 +20,7 @@ from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
 from beast.processes.launch import launch
 from beast.processes.machine import has_fast_bfloat16
-from beast.run.crew import beast_module, check_pace
+from beast.run.crew import beast_module, check_pace, settle
 from beast.settings.config import Config, section
 from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS
@@ -54,7 +54,7 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
         config = Config.from_flat(values, PRESETS[preset])
         check_pace(config.learner.trainer, config.pace.pace)
-        config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
+        config = settle(config.replace(preset=preset, model=config.learner.model or _model_for(space)), values)
         settings = dataclasses.asdict(config.model)
         model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
         built = model.build(weights=False)  # a model that does not fit raises here, before a run folder is made

@@ -161,8 +161,9 @@ class LearnerConfig:
 
     trainer: str = "monobeast"
     """Who runs the network for the environments: with monobeast every actor process does so itself, on the CPU; with
-    polybeast one inference process does so for all, on the learner's device. my_package.my_beast is a trainer of your
-    own (beast/run/crew.py)."""
+    polybeast one inference process does so for all, on the learner's device; with a3c every actor process also computes
+    the gradient of its own unrolls, and the learner applies each as it comes. my_package.my_beast is a trainer of your own
+    (beast/run/crew.py)."""
     algorithm: str = "impala"
     """Which loss: a file of beast/core/algorithms, or my_package.my_module, which defines Config and loss (docs/extend.md)."""
     model: str | None = None

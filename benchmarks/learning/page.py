@@ -103,7 +103,7 @@ def _table(rows: tuple[Row, ...], have: list[Result]) -> str:
 def _line(row: Row, target: str, label: str, seeds: list[Result]) -> str:
     name = f"{row.name}, {label}" if label else row.name
     level = None if row.target is None else enough(row.target)
-    reached = "" if level is None else " " + " ".join("✓" if _best(result) >= level else "✗" for result in seeds)
+    reached = "" if level is None else " " + " ".join(_mark(result, level) for result in seeds)
     first = [None if level is None else result["curve"].first_at(level) for result in seeds]
     cells = [
         name,
@@ -124,9 +124,11 @@ def enough(target: float) -> float:
     return target - (1 - ENOUGH) * abs(target)
 
 
-def _best(result: Result) -> float:
-    """The better one of a run's two scores; minus infinity for an unfinished run."""
-    return max((score["mean"] for score in result["scores"].values()), default=-float("inf"))
+def _mark(result: Result, level: float) -> str:
+    """Whether the better one of a run's two scores is so high; an unfinished run has none yet."""
+    if not result["finished"]:
+        return "…"
+    return "✓" if max(score["mean"] for score in result["scores"].values()) >= level else "✗"
 
 
 def commit(result: Result) -> str:
