@@ -153,7 +153,14 @@ def _model_of(state: dict[str, Any], flags: dict[str, Any]) -> tuple[ModelChoice
     learner = section(LearnerConfig, flags)
     settings = section(getattr(model_module(learner.model).Model, "Config", ModelConfig), flags)
     observation, action = trained_spaces(state).values()
-    choice = ModelChoice(learner.model, learner.use_lstm, observation, action, dataclasses.asdict(settings))
+    choice = ModelChoice(
+        learner.model,
+        learner.use_lstm,
+        observation,
+        action,
+        dataclasses.asdict(settings),
+        learner.normalise_observations,
+    )
     cpu = torch.device("cpu")
     return choice, compute_dtype(learner.precision, choice, cpu, cpu)
 

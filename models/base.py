@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
@@ -32,6 +33,15 @@ from beast.core.data import ModelInput, ModelOutput, Nested
 from beast.core.distributions import UNBOUNDED, distribution_for
 
 LSTM_SIZE = 256
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Model"""
+
+    state_independent_std: bool = False
+    """Learn one standard deviation for each number of a continuous action, whatever is observed, instead of letting the
+    network say it."""
 
 
 class Head(nn.Linear):
@@ -72,14 +82,16 @@ class ActorCritic(nn.Module):
     """torso -> (clipped reward, one-hot last action beside it) -> optional LSTM -> policy and value heads.
 
     Subclasses call `__init__` with the torso's width and define `torso(observation) -> [N, width]`, where every leaf of
-    `observation` is `[N, ...]`, N = T * B.
+    `observation` is `[N, ...]`, N = T * B. With `state_independent_std` log standard deviations are parameters of their own
+    (zero at first), and the policy head's answers in their places go unread.
     """
 
     supports_bfloat16 = False
+    _is_log_std: torch.Tensor
 
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
-        *, width: int, feed_last_step: bool,
+        *, width: int, feed_last_step: bool, state_independent_std: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         distribution = distribution_for(action_space)
@@ -91,6 +103,10 @@ class ActorCritic(nn.Module):
         width = LSTM_SIZE if use_lstm else width
         self.policy = Head(width, distribution.num_params)
         self.baseline = Head(width, 1)
+        self.log_std = None
+        if state_independent_std and distribution.log_stds.any():
+            self.register_buffer("_is_log_std", torch.from_numpy(distribution.log_stds), persistent=False)
+            self.log_std = nn.Parameter(torch.zeros(distribution.num_params))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,6 +133,8 @@ class ActorCritic(nn.Module):
             x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state)
             x = x.flatten(0, 1)
         policy_logits = self.policy(x).view(rows, batch, -1)
+        if self.log_std is not None:
+            policy_logits = torch.where(self._is_log_std, self.log_std.float(), policy_logits)
         value = self.baseline(x).view(rows, batch)
         return ModelOutput(policy_logits, value), core_state
 

@@ -14,6 +14,7 @@ from beast.core.data import ArraySpec, Nested, map_nested
 from beast.core.distributions import Distribution, distribution_for
 from beast.core.errors import ModelError
 from beast.core.names import NoSuchModule, import_named
+from beast.core.statistics import normalise_observations
 from beast.envs.plain_spaces import to_plain
 from beast.store.unrolls import UnrollSpec
 
@@ -28,6 +29,8 @@ class ModelChoice:
     action_space: gymnasium.Space[Any]
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the model's own `Config`, by field; plain values, so that who only passes this on need not import the model."""
+    normalise_observations: bool = False
+    """Whether the model reads observations by their running mean and variance (`beast/core/statistics.py`)."""
 
     def module(self) -> Any:
         """The class that the name stands for.
@@ -48,6 +51,8 @@ class ModelChoice:
             model_class = self.module()
             own = {"config": model_class.Config(**self.settings)} if hasattr(model_class, "Config") else {}
             model: nn.Module = model_class(self.observation_space, self.action_space, self.use_lstm, **own)
+            if self.normalise_observations:
+                normalise_observations(model, self.observation_space)
         except ValueError as error:
             raise ModelError(f"--model {self.model}: {error}") from error
         return model

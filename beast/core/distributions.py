@@ -38,6 +38,8 @@ class Distribution(ABC):
     """M, the choices that a mask allows or not; 0 where there are none."""
     encoded_size: int
     """Width of `encode`."""
+    log_stds: Array
+    """`[P]` bool: which parameters are log standard deviations."""
     action_spec: ArraySpec
     """How one action is stored."""
 
@@ -60,6 +62,10 @@ class Distribution(ABC):
     @abstractmethod
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
         """`[...]`, in nats."""
+
+    def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """`entropy`, but of actions as the environment's bounds leave them: between -1 and 1 where there are two."""
+        return self.entropy(params)
 
     def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`[..., P]` and `[..., M]` bool to `[..., P]`: minus infinity where a choice is not allowed."""
@@ -91,6 +97,7 @@ class Categorical(Distribution):
 
     def __init__(self, space: gymnasium.spaces.Discrete) -> None:
         self.num_params = self.noise_size = self.mask_size = self.encoded_size = int(space.n)
+        self.log_stds = np.zeros(self.num_params, bool)
         self.action_spec = ArraySpec((), np.dtype(np.int64))
         self._start = int(space.start)
 
@@ -135,6 +142,7 @@ class MultiCategorical(Distribution):
         self._start = 0 if binary else space.start.reshape(-1)  # type: ignore[union-attr]
         self._parts = [Categorical(gymnasium.spaces.Discrete(n)) for n in self._sizes]
         self.num_params = self.noise_size = self.mask_size = self.encoded_size = sum(self._sizes)
+        self.log_stds = np.zeros(self.num_params, bool)
         self.action_spec = ArraySpec((len(self._sizes),), np.dtype(np.int64))
 
     def _split(self, params: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -172,13 +180,34 @@ class MultiCategorical(Distribution):
         return (actions + self._start).reshape(-1, *self._shape).astype(self._dtype)
 
 
+def bounded(log_std: torch.Tensor) -> torch.Tensor:
+    """Keep log standard deviations between -6 and 3: as they are in [-5, 2], and outside ever slower, with a gradient.
+
+    Where a plain clamp has no gradient, a policy could never come back.
+    """
+    inside = log_std.clamp(-5.0, 2.0)
+    return inside + F.softsign(log_std - inside)
+
+
+def _gauss_hermite(count: int) -> tuple[Array, Array]:
+    """Nodes and weights of a mean over a standard normal variable."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return nodes, weights / weights.sum()
+
+
+_QUADRATURE = _gauss_hermite(24)
+
+
 class SquashedGaussian(Distribution):
     """Box spaces: a diagonal Gaussian, brought into the bounds at the environment's door.
 
-    Parameters are means, then log standard deviations (clamped to [-5, 2]). The stored action is the one *before* the
-    squashing: its log-probability differs from the squashed one's by a term of the action alone, which cancels in
-    pi / mu and has no gradient. The entropy is the unsquashed Gaussian's. NaN parameters draw 0: as the next row's last
-    action a NaN would make those NaN again, for ever.
+    Parameters are means, then log standard deviations (`bounded`: between -6 and 3). The stored action is the one *before*
+    the squashing: its log-probability differs from the squashed one's by a term of the action alone, which cancels in
+    pi / mu and has no gradient. NaN parameters draw 0: as the next row's last action a NaN would make those NaN again, for
+    ever.
+
+    `entropy` is the unsquashed Gaussian's, which grows with the width for ever. `squashed_entropy` falls again where most
+    actions lie at the bounds: H(u) + E[log(du'/du)] for u' = tanh(u) or softplus(u), the mean by Gauss-Hermite quadrature.
 
     What has two bounds is squashed by tanh; integers are then the equal bins between them. What has one bound begins there
     (softplus), what has none is left as it is.
@@ -191,10 +220,12 @@ class SquashedGaussian(Distribution):
         self._whole = space.dtype.kind in "biu"
         below, above = np.abs(low) < UNBOUNDED, np.abs(high) < UNBOUNDED
         self._below, self._above, self._low, self._high = below, above, low, high
+        self._squashings = below & above, below ^ above  # by tanh; by softplus
         if self._whole and (high - low > 2**52).any():
             raise ValueError(f"{space} holds more integers than a Gaussian can tell apart: use MultiDiscrete")
         size = int(np.prod(space.shape))
         self.num_params, self.noise_size, self.mask_size, self.encoded_size = 2 * size, size, 0, size
+        self.log_stds = np.arange(2 * size) >= size
         self.action_spec = ArraySpec((size,), np.dtype(np.float32))
 
     def noise(self, generator: np.random.Generator, count: int) -> Array:
@@ -203,7 +234,7 @@ class SquashedGaussian(Distribution):
     @staticmethod
     def _split(params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, log_std = params.chunk(2, dim=-1)
-        return mean, log_std.clamp(-5.0, 2.0)
+        return mean, bounded(log_std)
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         mean, log_std = self._split(params)
@@ -220,6 +251,15 @@ class SquashedGaussian(Distribution):
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
         _, log_std = self._split(params)
         return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        mean, log_std = self._split(params)
+        nodes, weights = (torch.from_numpy(x).to(mean) for x in _QUADRATURE)
+        u = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes  # [..., N, nodes]
+        both, one = (torch.from_numpy(x).to(mean).unsqueeze(-1) for x in self._squashings)
+        # log(1 - tanh(u)^2), written so that it stays finite; the derivative of softplus is the sigmoid.
+        log_slopes = both * 2 * (math.log(2) - u - F.softplus(-2 * u)) + one * F.logsigmoid(u)
+        return self.entropy(params) + (log_slopes * weights).sum((-1, -2))
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         return actions.tanh()
@@ -251,6 +291,7 @@ class Joint(Distribution):
         self._parts = [distribution_for(part, f"{where}[{key!r}]") for key, part in parts]
         for name in ("num_params", "noise_size", "mask_size", "encoded_size"):
             setattr(self, name, sum(getattr(part, name) for part in self._parts))
+        self.log_stds = np.concatenate([part.log_stds for part in self._parts])
         self._sizes = [part.action_spec.shape[0] if part.action_spec.shape else 1 for part in self._parts]
         dtypes = {part.action_spec.dtype for part in self._parts}
         dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
@@ -295,6 +336,10 @@ class Joint(Distribution):
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
         parts = zip(self._parts, self._params(params), strict=True)
         return torch.stack([part.entropy(p) for part, p in parts]).sum(0)
+
+    def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        parts = zip(self._parts, self._params(params), strict=True)
+        return torch.stack([part.squashed_entropy(p) for part, p in parts]).sum(0)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         parts = zip(self._parts, self._actions(actions), strict=True)

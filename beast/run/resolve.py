@@ -13,8 +13,9 @@ import torch
 from beast.acting.models import ModelChoice
 from beast.acting.task import Task
 from beast.core.algorithms import algorithm_module
-from beast.core.data import ACTION_MASK, ArraySpec
+from beast.core.data import ACTION_MASK, DISCOUNTED_RETURN, ArraySpec
 from beast.core.errors import ConfigError
+from beast.core.statistics import has_vectors
 from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
@@ -51,12 +52,20 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
         config = Config.from_flat(PRESETS[preset] | values)
         config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
         settings = dataclasses.asdict(config.model)
-        model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
+        if "normalise_observations" not in values and not has_vectors(space):
+            config = config.replace(normalise_observations=False)  # a preset's, for tasks that have any
+        learner = config.learner
+        model = ModelChoice(
+            learner.model or "", learner.use_lstm, space, group.action_space, settings, learner.normalise_observations
+        )
         built = model.build()  # a model that does not fit shows here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
             group.reset()  # so does an environment that breaks its contract
         if group.says_mask and ACTION_MASK not in group.columns:
             group.columns[ACTION_MASK] = ArraySpec((model.distribution().mask_size,), np.dtype(bool))
+        if getattr(config.loss, "scale_rewards", False):
+            group.columns[DISCOUNTED_RETURN] = ArraySpec((), np.dtype(np.float32))
+            choice = replace(choice, return_discount=config.loss.discounting)
         choice = replace(choice, columns=group.columns)
         observation, names = group.observation_spec, group.metric_names
         unroll = model.unroll_spec(built, observation, names, group.columns)

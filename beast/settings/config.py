@@ -163,6 +163,9 @@ class LearnerConfig:
     vectors and choices, multi_input for small pictures, texts and mixtures)."""
     use_lstm: bool = False
     """Put an LSTM after the network's features, so that the policy remembers."""
+    normalise_observations: bool = False
+    """Bring each number of an observation's vectors to mean 0 and variance 1, by statistics of all steps learned from that
+    actors, evaluation and learner share; clipped to [-10, 10]. Pictures and choices stay as they are."""
     total_steps: int = 50_000_000
     """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 until then,
     so ask for the length that you really want."""
