@@ -94,28 +94,27 @@ class NormalisedObservation(nn.Module):
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         super().__init__()
         self.parts = nn.ModuleList()
-        self._tree = self._statistics_of(space)
+        self._places = self._places_of(space)
 
-    def _statistics_of(self, space: gymnasium.Space[Any]) -> Nested:
-        """Nested as the space is: a vector's statistics, None for all other parts."""
+    def _places_of(self, space: gymnasium.Space[Any]) -> Nested:
+        """Nested as the space is: the place of a vector's statistics in `parts`, None for all else. Fills `parts`."""
         if isinstance(space, gymnasium.spaces.Dict):
-            return {key: self._statistics_of(part) for key, part in space.spaces.items()}
+            return {key: self._places_of(part) for key, part in space.spaces.items()}
         if isinstance(space, gymnasium.spaces.Tuple):
-            return tuple(self._statistics_of(part) for part in space.spaces)
+            return tuple(self._places_of(part) for part in space.spaces)
         if not isinstance(space, gymnasium.spaces.Box) or space.dtype.kind != "f" or len(space.shape) > 2:
             return None
         self.parts.append(RunningStatistics(math.prod(space.shape)))
-        return self.parts[-1]
+        return len(self.parts) - 1
 
     def forward(self, observation: Nested) -> Nested:
         """`[T, B, ...]` in every leaf, and the same out."""
-        return map_nested(self._normalise, self._tree, observation)
+        return map_nested(self._normalised, self._places, observation)
 
-    @staticmethod
-    def _normalise(statistics: RunningStatistics | None, x: torch.Tensor) -> torch.Tensor:
-        if statistics is None:
+    def _normalised(self, place: int | None, x: torch.Tensor) -> torch.Tensor:
+        if place is None:
             return x
-        flat: torch.Tensor = statistics(x.reshape(*x.shape[:2], statistics.size))
+        flat: torch.Tensor = self.parts[place](x.reshape(*x.shape[:2], -1))
         return flat.clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND).view(x.shape)
 
 
