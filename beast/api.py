@@ -21,9 +21,9 @@ from beast.acting.policy import Policy
 from beast.core.errors import BeastError, CheckpointError, ConfigError
 from beast.processes.machine import allow_open_files
 from beast.processes.supervisor import start_fork_server
-from beast.run import checkpoint
+from beast.run import finding
 from beast.run import folder as run_folder
-from beast.run.trust import NAMES_CODE
+from beast.run.trust import NAMES_CODE, settings_of
 from beast.settings.config import Config, LearnerConfig, ModelConfig, RunConfig, section
 
 if TYPE_CHECKING:
@@ -128,10 +128,10 @@ def load(
     from beast.acting.agent import Agent
     from beast.tools.evaluation import load_model
 
-    path, state = checkpoint.load_newest(os.fspath(run), os.fspath(savedir), warnings.warn)
+    path, state = finding.load_newest(os.fspath(run), os.fspath(savedir), warnings.warn)
     # Of all that a checkpoint may name only the model is followed, if it holds its spaces.
     unused = tuple(name for name in NAMES_CODE if name != "model") if "spaces" in state else ()
-    flags = checkpoint.settings_of(path, state, None, trust, unused)
+    flags = settings_of(path, state, None, trust, unused)
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
         choice, dtype = _model_of(state, flags)
         policy = Policy(choice, dtype, None, 1)
@@ -178,7 +178,7 @@ def run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any]
 
     Args:
         values: flags that were given, by name.
-        trusted: see `checkpoint.settings_of`.
+        trusted: see `trust.settings_of`.
         callbacks: see `assemble`.
         log: takes lines for the user that are in no run's log.
     """
@@ -206,8 +206,8 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
     with run_folder.locked(folder):
         notes: list[str] = []
         name = values["resume"] if values["resume"] != "auto" else str(folder)
-        path, state = checkpoint.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
-        flags = checkpoint.settings_of(path, state, values, trusted)
+        path, state = finding.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
+        flags = settings_of(path, state, values, trusted)
         config, task = resolve_config(run_folder.flags_to_resume(folder, flags, values))
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
@@ -264,14 +264,14 @@ def run_evaluation(  # noqa: PLR0913
         raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}; evaluate takes {', '.join(NAMES_CODE)}")
     if video:
         make_writable("video", video)
-    path, state = checkpoint.load_newest(run, savedir, log)
+    path, state = finding.load_newest(run, savedir, log)
     # What differs from the file is another task of the same spaces; what equals it says that the reader knows of it.
     own: dict[str, Any] = state["config"]
     replaceable = [name for name in ("env", "env_kwargs") if name in given]
     other: dict[str, Any] = {name: given[name] for name in replaceable if given[name] != own.get(name)}
     if "env" in other:
         other.setdefault("env_kwargs", {})
-    flags = checkpoint.settings_of(path, state, given | other, trusted, replaced=tuple(other))
+    flags = settings_of(path, state, given | other, trusted, replaced=tuple(other))
     for name, value in given.items():
         if name not in other and value != flags.get(name):
             raise ConfigError(f"--{name} {value}: {path} was made with {flags.get(name)}")

@@ -15,7 +15,7 @@ from beast.core import names
 from beast.core.errors import BeastError, ConfigError
 from beast.processes.supervisor import start_fork_server
 from beast.report.files import write_json
-from beast.run import checkpoint, trust
+from beast.run import finding, trust
 from beast.settings.config import Config, EnvironmentConfig, LearnerConfig, RunConfig
 from beast.settings.flags import Parser
 
@@ -210,7 +210,7 @@ def plot(arguments: list[str]) -> int:
     values = parser.parse(arguments)
     from beast.tools.plot import draw
 
-    folders = [checkpoint.find_run(run, values["savedir"]) for run in values["runs"]]
+    folders = [finding.find_run(run, values["savedir"]) for run in values["runs"]]
     labels = values["labels"] or [folder.name for folder in folders]
     if len(labels) != len(folders):
         parser.error(f"--labels: {len(folders)} runs need as many labels, got {len(labels)}")

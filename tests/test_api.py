@@ -17,7 +17,7 @@ from conftest import PATIENCE, ROOT, Program, rows
 
 import beast
 from beast.envs import EnvChoice
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 OLD = ROOT / "tests" / "data" / "checkpoint_4e08ef6"
 CATCH = {"env": "Catch-v0", "num_actors": 4, "batch_size": 4, "num_actor_processes": 0, "total_steps": 400}
@@ -72,7 +72,7 @@ def test_a_policy_is_loaded_without_an_environment(no_environment_after_training
     assert torch.equal(torch.get_rng_state(), before)
     board = np.zeros((10, 5), np.float32)
     assert agent.act(board) in (0, 1, 2)
-    state = checkpoint.load(checkpoint.find("run", "runs"))
+    state = checkpoint.load(finding.find("run", "runs"))
     for name, value in agent.policy.model.state_dict().items():
         assert torch.equal(value, state["learner"]["model"][name])
 

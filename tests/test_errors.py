@@ -15,7 +15,7 @@ import torch
 from conftest import assert_one_line, assert_own_traceback, wait_until
 
 from beast.report import files
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 SMALL = ["--num_actors", 2, "--batch_size", 2, "--total_steps", 400]
 SERIAL = ["--num_actor_processes", 0]
@@ -172,7 +172,7 @@ def test_a_run_that_is_not_there(call, tmp_path):
 
 
 def test_a_checkpoint_of_another_network(call, run):
-    file = checkpoint.find(str(run), "")
+    file = finding.find(str(run), "")
     state = checkpoint.load(file)
     state["learner"]["model"]["fc1.weight"] = torch.zeros(7, 7)
     torch.save(state, file)
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_network(call, run):
     ids=["cut off", "empty", "text", "other dict", "no dict", "code"],
 )
 def test_a_damaged_checkpoint(call, run, damage):
-    damage(checkpoint.find(str(run), "").resolve())
+    damage(finding.find(str(run), "").resolve())
     assert_one_line(call("evaluate", "--checkpoint", "r"), "checkpoints/step_000000000400.pt", "checkpoint")
     assert_one_line(call("--resume", "r", "--total_steps", 800, *SERIAL), "step_000000000400.pt", "checkpoint")
 
@@ -277,7 +277,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error(call, run, monkeypatch):
     assert_one_line(done, "the last checkpoint could not be written", "No space left on device")
     assert "failed at step 800 of 800; nothing saved" in done.out
     assert checkpoint.saved(run) == before
-    assert checkpoint.load(checkpoint.find("r", "runs"))["learner"]["steps"] == 400
+    assert checkpoint.load(finding.find("r", "runs"))["learner"]["steps"] == 400
 
 
 def test_a_disk_that_is_really_too_small(start, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import PATIENCE, ROOT, Program, rows, wait_until
 
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 from beast.run.trainer import STOP_DEADLINE
 
 CATCH = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--report_every", 0.2]
@@ -28,7 +28,7 @@ SECONDS = 20.0  # from a signal to the end; on a free machine it is one or two
 
 
 def load(run: Path) -> dict:
-    return checkpoint.load(checkpoint.find(str(run), ""))
+    return checkpoint.load(finding.find(str(run), ""))
 
 
 def assert_one_curve(log: list[dict[str, float]]) -> None:

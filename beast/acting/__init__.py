@@ -1,1 +1,1 @@
-"""Who chooses actions: models by name, policies, the actors of both beasts, and games played with them."""
+"""Acting: models by name, policies, the actors of all trainers, and games played with them."""

@@ -1,4 +1,4 @@
-"""What actors are in both beasts: environments, a random stream each, and the rows of the unrolls that they write.
+"""The actors of all trainers: environments, a random stream for each, and the rows of the unrolls that they write.
 
 Who chooses the actions is left open: MonoBeast asks a policy in the same process, PolyBeast one that serves many.
 """
@@ -19,22 +19,27 @@ from beast.store.unrolls import UnrollWriter
 
 @dataclass(frozen=True)
 class ActorArguments:
-    """Which actors, where, and how their random streams begin."""
+    """Which actors to run, on which task, and how their random streams are seeded."""
 
     env: EnvChoice
     model: ModelChoice
     actors: tuple[int, ...]
-    """Their numbers, from `0 .. num_actors - 1` over the whole run."""
+    """Actor numbers, out of `0 .. num_actors - 1` over the whole run."""
     seed: int
     life: int
-    """Distinct for each restart of the process and each resume of the run: fresh streams each time."""
+    """Number that differs for each restart of the process and each resume of the run, so that seeds differ too."""
     unroll_length: int
 
 
 class ActorGroup:
-    """E actors stepped together: one environment and one unroll each, T steps at a time.
+    """E actors stepped together, each one environment with one unroll of T steps at a time.
 
-    `begin` an unroll, `remember` the recurrent state before row 0, then `step` T times.
+    For each unroll call `begin`, then `remember` with the recurrent state before row 0, then `step` T times.
+
+    Args:
+        arguments: which actors, on which task.
+        writer: writes rows into the store's slots.
+        status: what the actors report to.
     """
 
     def __init__(self, arguments: ActorArguments, writer: UnrollWriter, status: Status) -> None:
@@ -43,12 +48,12 @@ class ActorGroup:
         self._distribution = a.model.distribution()
         seeds = [seed_for(a.seed, "env", actor, a.life) for actor in a.actors]
         self._envs = a.env.make_vector(seeds, alive=status.beat)
-        # A stream for each actor, so that the numbers do not depend on how actors are spread over processes.
+        # One stream for each actor, so that draws do not depend on how actors are spread over processes.
         self._generators = [np.random.default_rng(seed_for(a.seed, "actions", actor, a.life)) for actor in a.actors]
         self.env = self._first_row()
-        """The row that the policy must answer."""
+        """The row for which the policy chooses the next action."""
         self.row = self._unroll_length
-        """Its number in the unroll; T: the unroll is complete, and this is row 0 of the next."""
+        """Index of that row in the unroll; T means that the unroll is complete and this is row 0 of the next one."""
         status.beat()
 
     def _first_row(self) -> EnvOutput:
@@ -59,7 +64,7 @@ class ActorGroup:
             raise
 
     def begin(self, slots: Array) -> None:
-        """Start one unroll for each actor, in these slots."""
+        """Start one unroll for each actor, in these slots: `[E]`."""
         self._slots = slots
         self._draw()
         self.row = 0
@@ -69,16 +74,16 @@ class ActorGroup:
 
     @property
     def noise(self) -> Array:
-        """`[E, noise_size]`: what this row's actions are to be drawn with."""
+        """Return `[E, noise_size]`: the noise with which this row's actions are sampled."""
         noise: Array = self._noise[self.row]
         return noise
 
     def remember(self, core_state: Nested) -> None:
-        """Store the recurrent state `[E, ...]` before row 0."""
+        """Store the recurrent state before row 0: `[E, ...]`."""
         self._writer.begin(self._slots, core_state, self._actors)
 
     def step(self, chosen: Chosen, policy_version: int) -> bool:
-        """Write this row, act, arrive at the next; True when the unroll is complete."""
+        """Write this row with the chosen actions and step to the next row; return True when the unroll is complete."""
         with self._status.time("store"):
             self._writer.write_env(self._slots, self.row, self.env)
             self._writer.write_agent(self._slots, self.row, chosen, policy_version)
@@ -93,14 +98,17 @@ class ActorGroup:
 
     @property
     def num_params(self) -> int:
-        """Of the distribution; discrete actions are smaller numbers."""
+        """Number of the distribution's parameters, P; discrete actions are smaller numbers."""
         return self._distribution.num_params
 
     def fast_forward(self, actions: Array) -> None:
-        """Do again what an unroll did to environments and random streams, given its actions `[E, T]` (+ `[N]`).
+        """Repeat what an unroll did to environments and random streams.
+
+        Args:
+            actions: of the unroll, `[E, T]` (+ `[N]`).
 
         Raises:
-            ValueError: if there are no such actions: emulators do not look, and hang.
+            ValueError: if an action is out of range: emulators do not check and would hang.
         """
         space = self._envs.action_space
         most = getattr(space, "n", getattr(space, "nvec", np.inf))
@@ -113,9 +121,10 @@ class ActorGroup:
             self.env = self._envs.step(action)
 
     def close(self) -> None:
+        """Close the environments."""
         self._envs.close()
 
 
 def spread(num_actors: int, num_processes: int) -> list[tuple[int, ...]]:
-    """Actor numbers for each process, as even as can be."""
+    """Divide the actor numbers as evenly as possible among the processes."""
     return [tuple(int(i) for i in part) for part in np.array_split(np.arange(num_actors), num_processes)]

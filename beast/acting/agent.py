@@ -1,4 +1,4 @@
-"""A policy to act with, wherever its observations come from: notebooks, evaluation, videos, an environment of one's own."""
+"""A policy to act with, wherever its observations come from: notebooks, evaluation, videos, the user's own loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from beast.envs.base import spec_of
 
 
 class _Row(NamedTuple):
-    """What the policy looks at, `[E, ...]`."""
+    """What the policy reads of one row: `[E, ...]`."""
 
     observation: Nested
     reward: Array
@@ -23,12 +23,12 @@ class _Row(NamedTuple):
 
 
 class Agent:
-    """A policy with its memory: hand it what the environment says, step by step, and it answers with actions.
+    """A policy with its recurrent state: give it observations step by step, and it returns actions.
 
     Args:
-        policy: whose weights are those to act with.
-        deterministic: take the likeliest action instead of drawing one.
-        seed: of the draws; None: another each time.
+        policy: acts with the weights that it holds.
+        deterministic: take the most probable action instead of sampling.
+        seed: of the sampling; None takes a different one each time.
     """
 
     def __init__(self, policy: Policy, deterministic: bool = False, seed: int | None = None) -> None:
@@ -39,22 +39,21 @@ class Agent:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next observation opens an episode, and may be of any number of environments."""
+        """Forget the recurrent state: the next observation starts an episode, for any number of environments."""
         self._last_action: Array | None = None
         self.logits: Array = np.zeros((0, self.policy.distribution.num_params), np.float32)
-        """`[E, P]` float32: what the last actions were drawn from."""
+        """`[E, P]` float32: parameters of the distributions that the last actions were sampled from."""
 
     def act(
         self, observation: Nested, reward: Any = None, first: Any = None, extra: dict[str, Array] | None = None
     ) -> Any:
-        """Choose actions, as the environment takes them.
+        """Choose actions in the environment's own form.
 
         Args:
-            observation: as the observation space has it, of one environment, or with a leading axis `[E]` of several. Their
-                number stays the same until `reset`.
-            reward: `[E]` or a number: what the last action earned, unclipped; None: 0 (some models read it).
-            first: `[E]` or a bool: whether this observation opens an episode, so that what was before is forgotten; None:
-                only right after `reset`.
+            observation: one observation of the space, or several with a leading axis `[E]`; E stays the same until `reset`.
+            reward: `[E]` or a number, unclipped: the reward of the last action; None means 0 (some models read it).
+            first: `[E]` or a bool: whether this observation starts an episode, so that the recurrent state is cleared; None
+                means only right after `reset`.
             extra: columns from the environment that the model reads, `[E, ...]` by name.
 
         Returns:
@@ -72,10 +71,14 @@ class Agent:
         self, observation: Nested, reward: Any = None, first: Any = None, extra: dict[str, Array] | None = None,
         last_action: Array | None = None,
     ) -> Chosen:  # fmt: skip
-        """`act` for `[E]` observations; actions as an unroll stores them, with logits and the model's own columns.
+        """Choose actions for `[E]` observations, in the form that an unroll stores, with logits and the model's own columns.
 
         Args:
-            last_action: `[E]` (+ `[N]`), as stored: what was done, if it was not what the last call chose.
+            observation: as in `act`, with the axis `[E]`.
+            reward: as in `act`.
+            first: as in `act`.
+            extra: as in `act`.
+            last_action: `[E]` (+ `[N]`), as stored: the actions taken, if they differ from those of the last call.
         """
         num_envs = len(flatten(observation)[0])
         policy, action = self.policy, self.policy.distribution.action_spec
@@ -99,7 +102,7 @@ class Agent:
         return chosen
 
     def _warn_of_no_reward(self, row: _Row) -> None:
-        """Once, and only if the policy would answer to another reward with other logits."""
+        """Warn once, if the policy's logits would differ with another reward."""
         self._warned = True
         with_one, _ = self.policy.forward(row._replace(reward=row.reward + 1), None, self.policy.core_state)
         without, _ = self.policy.forward(row, None, self.policy.core_state)
@@ -109,7 +112,7 @@ class Agent:
             )
 
     def _batched(self, observation: Nested) -> tuple[Nested, bool]:
-        """`[E, ...]` in the space's dtypes, and whether it was of one environment, without that axis."""
+        """Return `[E, ...]` in the space's dtypes, and whether the observation came without that axis, from one environment."""
         pairs: list[tuple[ArraySpec, Array]] = []
         try:
             map_nested(lambda spec, x: pairs.append((spec, np.asarray(x))), self._specs, observation)

@@ -1,4 +1,4 @@
-"""Models by the names that users type, and what the unroll store must hold for them."""
+"""Models by name, and what the unroll store must hold for them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from beast.store.unrolls import UnrollSpec
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model; names and spaces only, so that it travels to child processes, and each imports for itself."""
+    """A model by its name and the spaces; child processes receive this and import the model themselves."""
 
     model: str
     use_lstm: bool
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the model's own `Config`, by field; plain values, so that who only passes this on need not import the model."""
+    """Fields of the model's own `Config`, as plain values, so that passing them on does not need the model's import."""
     normalise_observations: bool = False
     """Whether the model reads observations by their running mean and variance (`beast/core/statistics.py`)."""
 
     def module(self) -> Any:
-        """The class that the name stands for.
+        """Return the class that the name stands for.
 
         Raises:
             ModelError: if there is none.
@@ -42,7 +42,7 @@ class ModelChoice:
         return model_class
 
     def build(self) -> nn.Module:
-        """A fresh float32 model on the CPU.
+        """Make a float32 model with fresh weights on the CPU.
 
         Raises:
             ModelError: if the model does not fit the spaces.
@@ -58,17 +58,25 @@ class ModelChoice:
         return model
 
     def spaces(self) -> dict[str, Any]:
-        """Both spaces as plain data, for checkpoints."""
+        """Return both spaces as plain data, for checkpoints."""
         return {"observation": to_plain(self.observation_space), "action": to_plain(self.action_space)}
 
     def distribution(self) -> Distribution:
+        """Return the distribution of the action space."""
         return distribution_for(self.action_space)
 
     def unroll_spec(
         self, model: nn.Module, observation: Nested, metric_names: tuple[str, ...],
         columns: Mapping[str, ArraySpec] | None = None,
     ) -> UnrollSpec:  # fmt: skip
-        """What the store must hold for this model in that environment, with these columns from its `info`."""
+        """Return what the store must hold for this model.
+
+        Args:
+            model: a built one.
+            observation: specs of one observation.
+            metric_names: the environment's own metrics.
+            columns: specs of the environment's columns from `info`.
+        """
         distribution = self.distribution()
 
         def state_spec(leaf: torch.Tensor) -> ArraySpec:
@@ -82,9 +90,9 @@ class ModelChoice:
 
 
 def model_module(name: str) -> Any:
-    """The module of a model: it defines `Model` (see `models/base.py`).
+    """Import the module of a model, which defines `Model` (see `models/base.py`).
 
-    `models.mlp` is the user's; only where there is none of this name it is ours, which was once called so.
+    `models.mlp` is the user's own module if there is one, otherwise ours, which older checkpoints call so.
 
     Raises:
         ModelError: if there is none.

@@ -1,4 +1,4 @@
-"""Play full games with an agent."""
+"""Full games played with an agent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ GAMES_AT_ONCE = 16
 def play(
     task: Task, agent: Agent, episodes: int, seed: int, alive: Callable[[], bool] = lambda: True
 ) -> tuple[list[float], list[int]]:
-    """Unclipped returns and lengths (agent steps) of `episodes` full games, with the recurrent state carried along.
+    """Play full games and return their unclipped returns and their lengths in agent steps.
 
-    Several games run at once, each environment plays a fixed share of the episodes: taking the first to finish would
-    favour short ones. `alive` is asked at each step; False ends it early with what is there.
+    Several games run at once, and each environment plays a fixed share of them: taking the first games to finish would
+    favour short ones.
+
+    Args:
+        task: of the run.
+        agent: chooses the actions and keeps the recurrent state.
+        episodes: number of games.
+        seed: of the environments.
+        alive: called at each step; False stops early and returns the games so far.
     """
     num_envs = min(episodes, GAMES_AT_ONCE)
     quota = episodes // num_envs + (np.arange(num_envs) < episodes % num_envs)

@@ -1,4 +1,4 @@
-"""The policy as actors use it: a model whose weights come from shared memory."""
+"""The policy of actors: a model whose weights come from shared memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from beast.store.weights import Weights
 
 
 class Policy:
-    """Acts for E environments with one forward a step.
+    """A policy that acts for E environments with one forward for each step.
 
     Args:
         choice: which model.
-        dtype: what it computes in, the dtype of `weights`.
-        weights: where newer parameters come from; None: they are loaded into `model`.
+        dtype: dtype of its parameters and of `weights`.
+        weights: where it reads newer parameters; None if they are loaded into `model`.
         num_envs: E.
-        device: where it computes; arrays go in and come out all the same.
+        device: where it computes; its inputs and outputs are NumPy arrays in any case.
     """
 
     def __init__(
@@ -39,36 +39,37 @@ class Policy:
         self.forget()
 
     def forget(self) -> None:
-        """Back to the initial recurrent state."""
+        """Return to the initial recurrent state."""
         self.core_state = self.initial_state(self._num_envs)
 
     def initial_state(self, num_envs: int) -> Nested:
-        """On the device, leaves `[num_envs, ...]`."""
+        """Return the initial recurrent state on the device, leaves `[num_envs, ...]`."""
         state: Nested = self.model.initial_state(num_envs)  # type: ignore[operator]
         return map_nested(lambda leaf: leaf.to(self.device), state)
 
     def refresh(self) -> int:
-        """Take the newest weights; returns their version."""
+        """Load the newest weights and return their version."""
         assert self._weights is not None
         if self.version < 0 or self._weights.version != self.version:
             self.version = self._weights.read(self._flat.parameters, self._flat.statistics)
         return self.version
 
     def act(self, env: ActingInput, noise: Array | None) -> Chosen:
-        """One step for all environments, the recurrent state carried along.
+        """Choose actions for all environments and update the recurrent state.
 
         Args:
-            noise: `[E, noise_size]` for a draw; None: the most likely action.
+            env: the rows to act on, `[E, ...]`.
+            noise: `[E, noise_size]` for sampling; None takes the most probable action.
         """
         chosen, self.core_state = self.forward(env, noise, self.core_state)
         return chosen
 
-    # inference_mode from the very first call: a graph that hangs on a shared buffer leaks a little every step.
+    # inference_mode from the first call on: otherwise a graph attached to a shared buffer leaks memory at every step.
     @torch.inference_mode()
     def forward(self, env: ActingInput, noise: Array | None, core_state: Nested) -> tuple[Chosen, Nested]:
-        """`act` for any environments and any state; returns the new state too.
+        """Do as `act` for any environments and any recurrent state; return the new state too.
 
-        NaN in a state would stay there until the episode's end: those parts begin again at zero.
+        NaN in a state would remain until the end of the episode, so the affected entries are reset to zero.
         """
 
         def row(array: Array) -> torch.Tensor:
@@ -85,24 +86,33 @@ class Policy:
         return Chosen(action.cpu().numpy(), logits.cpu().numpy(), extra), core_state
 
     def state(self) -> Nested:
-        """The recurrent state as arrays `[E, ...]`."""
+        """Return the recurrent state as arrays `[E, ...]`."""
         return map_nested(lambda leaf: leaf.cpu().numpy(), self.core_state)
 
     def restore(self, state: Nested) -> None:
-        """Go on with a recurrent state that `state` gave."""
+        """Continue with a recurrent state that `state` returned."""
         self.core_state = map_nested(lambda array: torch.from_numpy(array).to(self.device), state)
 
 
 class ActingInput(Protocol):
-    """The part of an EnvOutput that a policy looks at."""
+    """The part of a row that a policy reads; an EnvOutput has it."""
 
     @property
-    def observation(self) -> Nested: ...
+    def observation(self) -> Nested:
+        """Observations, leaves `[E, ...]`."""
+
     @property
-    def reward(self) -> Array: ...
+    def reward(self) -> Array:
+        """Unclipped rewards of the last actions, `[E]` float32."""
+
     @property
-    def last_action(self) -> Array: ...
+    def last_action(self) -> Array:
+        """The last actions as stored, `[E]` (+ `[N]`)."""
+
     @property
-    def first(self) -> Array: ...
+    def first(self) -> Array:
+        """Whether each row is the first after a reset, `[E]` bool."""
+
     @property
-    def extra(self) -> dict[str, Array]: ...
+    def extra(self) -> dict[str, Array]:
+        """Columns from the environment by name, `[E, ...]`."""

@@ -1,4 +1,4 @@
-"""What a run learns, by which model, and where."""
+"""What a run learns: the environment, the model, and where they compute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from beast.store.unrolls import UnrollSpec
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, by which model, where."""
+    """The environment and the model of a run, and the formats and devices that follow from them."""
 
     env: EnvChoice
     model: ModelChoice
@@ -22,9 +22,9 @@ class Task:
     """Specs of one observation."""
     metric_names: tuple[str, ...]
     unroll: UnrollSpec
-    """Of the unrolls that actors write."""
+    """Spec of the unrolls that actors write."""
     device: torch.device
     dtype: torch.dtype
-    """What models compute in, actors' and learner's alike."""
+    """Dtype of the models' parameters, of actors and learner alike."""
     acting_device: torch.device
-    """Where actors' forwards run."""
+    """Device on which the forwards of actors run."""

@@ -21,50 +21,53 @@ __all__ = ["EnvChoice", "Standard", "VectorEnvs", "code_named_by"]
 
 @dataclass(frozen=True)
 class EnvChoice:
-    """Which environment, as far as making it goes. Only this travels to child processes."""
+    """A choice of environment with all settings for making it; child processes receive this and make their own."""
 
     env: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     full_action_set: bool = False
     standard: Standard = field(default_factory=Standard)
-    """wrappers that any environment can have"""
+    """Wrappers that any environment can have."""
     life_loss: bool = True
-    """Atari: a lost life ends the return"""
+    """Whether a lost life ends the return (Atari)."""
     fire_on_life_loss: bool = False
-    """Atari: FIRE is pressed after it"""
+    """Whether FIRE is pressed after a lost life (Atari)."""
     columns: dict[str, ArraySpec] = field(default_factory=dict)
-    """Keys of `info` that the algorithm wants beside those that the environment declares."""
+    """Keys of `info` that the algorithm needs in addition to those that the environment declares."""
     return_discount: float = 1.0
     """Of the column DISCOUNTED_RETURN, where `columns` has it."""
 
     @property
     def is_atari(self) -> bool:
+        """Whether it is an Atari game played from pixels."""
         return atari.is_atari(self.env)
 
     @property
     def action_repeat(self) -> int:
-        """Frames a step."""
+        """Frames in one step."""
         repeat = self.standard.action_repeat
         return int(self.env_kwargs.get("frameskip", repeat or atari.ACTION_REPEAT)) if self.is_atari else repeat or 1
 
     @property
     def preset(self) -> str | None:
-        """The preset of a well-known suite; None: the observations must say."""
+        """The preset of a well-known suite; None if the observation space decides."""
         family = families.family_of(self.env)
         return family.preset if family is not None else None
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """Of Atari's emulator, which shows no picture but in `make_single`."""
+        """Return the settings of Atari's emulator; it renders only in `make_single`."""
         return {name: value for name, value in self.env_kwargs.items() if name != "render_mode"}
 
     def make_vector(
         self, seeds: list[int], evaluation: bool = False, alive: Callable[[], object] = lambda: None
     ) -> VectorEnvs:
-        """Environments stepped together, one a seed. If one cannot be made, those before it are closed.
+        """Make environments that are stepped together; if one cannot be made, the others are closed.
 
         Args:
-            alive: called whenever one was made or reset.
+            seeds: one for each environment.
+            evaluation: whether lost lives do not end returns.
+            alive: called after each environment that is made or reset.
 
         Raises:
             EnvError: if the name is unknown, or making one fails.
@@ -91,9 +94,9 @@ class EnvChoice:
             raise
         except Exception as error:
             if of_user:
-                raise  # the user's own function: its traceback says more than we can
+                raise  # the user's own function: its traceback says most
             raise EnvError(f"cannot make --env {self.env}: {one_line(error)}") from error
-        waiting, made = [first], [first]  # no environment is asked for its truth: one with a `__len__` of 0 is false
+        waiting, made = [first], [first]  # compared by `is`, because an environment with a `__len__` of 0 is false
 
         def one() -> gymnasium.Env[Any, Any]:
             if not waiting:
@@ -111,7 +114,7 @@ class EnvChoice:
             raise
 
     def make_single(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        """One environment that renders, with the observations of `make_vector`."""
+        """Make one environment that renders, with the observations of `make_vector`."""
         if self.is_atari:
             return atari.make_single(
                 self.env, standard=self.standard, fire_on_life_loss=self.fire_on_life_loss,
@@ -123,13 +126,13 @@ class EnvChoice:
         return wrappers.apply(make(**({"render_mode": render_mode} if render_mode else {})), self.standard, self.env)
 
     def _maker(self) -> tuple[Callable[..., Any], bool]:
-        """What makes one, given further arguments, and whether it is the user's own function."""
+        """Return the function that makes one environment from further arguments, and whether it is the user's own."""
         found = families.find(self.env)
         if callable(found):
             function = found
             return lambda **extra: function(**(self.env_kwargs | extra)), True
         limit = self.standard.max_episode_steps
-        # A longer limit than the registered one must replace it: the one around it would come too late.
+        # A longer limit must replace the registered one, because the inner, shorter limit would end the episode first.
         limits = {"max_episode_steps": limit * self.action_repeat} if limit else {}
         settings = {"disable_env_checker": True} | limits | self.env_kwargs
         return lambda **extra: gymnasium.make(found, **(settings | extra)), False

@@ -1,10 +1,10 @@
-"""Atari with the paper's preprocessing, by ale-py's own vector environment (C++; no wrapper tower in the hot loop).
+"""Atari with the paper's preprocessing, by ale-py's own vector environment (C++; no Python wrappers in the hot loop).
 
-84x84 grey, action repeat 4, maximum over the last two frames, stack of 4, up to 30 no-ops, FIRE on reset where the game
-has it, at most 108,000 frames a game. Rewards come unclipped: clipping belongs to the loss.
+Observations are 84x84 grey, with an action repeat of 4, the maximum over the last two frames, a stack of 4, up to 30
+no-ops, FIRE on reset where the game has it, and at most 108,000 frames in a game. Rewards are unclipped; the loss clips.
 
-AtariVectorEnv's own `episodic_life` resets the *game* after the first lost life, so nothing beyond it would ever be seen.
-Here a lost life only ends the return; the game goes on.
+AtariVectorEnv's own `episodic_life` resets the *game* after the first lost life, so that no later part of a game would
+ever be seen. Here a lost life only ends the return; the game continues.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ MAX_FRAMES = 108_000
 
 
 def is_atari(env_id: str) -> bool:
-    """Whether an id names an Atari game played from pixels, in any of its usual forms."""
+    """Return whether an id names an Atari game played from pixels, in any of its usual forms."""
     spec = find_spec(env_id)
     return spec is not None and spec.kwargs.get("obs_type", "rgb") != "ram"
 
 
 def find_spec(env_id: str) -> Any:
-    """ale-py's registration of an id (`PongNoFrameskip-v4`, `ALE/Pong-v5`, ...), or None."""
+    """Return ale-py's registration of an id (`PongNoFrameskip-v4`, `ALE/Pong-v5`, ...), or None."""
     import ale_py
 
     gymnasium.register_envs(ale_py)
     env_id = env_id.removeprefix("ale_py:")
-    # `PongDeterministic-v4` meant a fixed action repeat, which all ids have here; newer ale-py no longer registers it.
+    # `PongDeterministic-v4` stood for a fixed action repeat, which all ids have here; newer ale-py does not register it.
     spec = gymnasium.registry.get(env_id) or gymnasium.registry.get(env_id.replace("Deterministic-v", "-v"))
     return spec if spec is not None and "ale_py" in str(spec.entry_point) else None
 
@@ -48,21 +48,22 @@ def make_vector(  # noqa: PLR0913
     standard: Standard | None = None, life_loss: bool = True, fire_on_life_loss: bool = False,
     full_action_set: bool = False, noop_max: int = 30, **overrides: Any,
 ) -> VectorEnvs:  # fmt: skip
-    """Games in one process, stepped by one thread.
+    """Make games that one thread of this process steps together.
 
     Args:
-        seeds: one a game.
+        env_id: the game's id.
+        seeds: one for each game.
         columns: see `VectorEnvs`.
-        evaluation: lives do not end returns.
-        standard: wrappers by flag; here they are settings of the emulator.
-        life_loss: in training, lives end returns.
-        fire_on_life_loss: FIRE after a lost life, in games that have it.
-        full_action_set: all 18 actions instead of the game's own.
-        noop_max: at most so many no-ops after a reset.
+        evaluation: whether lost lives do not end returns.
+        standard: wrappers by flag; here they become settings of the emulator.
+        life_loss: whether lost lives end returns in training.
+        fire_on_life_loss: whether FIRE follows a lost life, in games that have it.
+        full_action_set: whether to offer all 18 actions instead of the game's own.
+        noop_max: most no-ops after a reset.
         overrides: further arguments of AtariVectorEnv (`maxpool`, `use_fire_reset`, ...).
 
     Raises:
-        EnvError: if the game's ROM is missing, or an override is unknown or given by a flag too.
+        EnvError: if the game's ROM is missing, or an override is unknown or also given by a flag.
     """
     from ale_py.vector_env import AtariVectorEnv
 
@@ -71,12 +72,12 @@ def make_vector(  # noqa: PLR0913
         num_envs=len(seeds),
         num_threads=1,
         max_num_frames_per_episode=MAX_FRAMES,
-        # v4 ids have no sticky actions, v5 ids repeat the last action with probability 0.25.
+        # v4 ids have no sticky actions; v5 ids repeat the last action with probability 0.25.
         repeat_action_probability=spec.kwargs.get("repeat_action_probability", 0.0),
         full_action_space=full_action_set,
         frameskip=ACTION_REPEAT,
         stack_num=STACK,
-        noop_max=noop_max + 1,  # AtariVectorEnv draws from 0 .. noop_max - 1
+        noop_max=noop_max + 1,  # AtariVectorEnv draws from 0 to noop_max - 1
         reward_clipping=False,
         episodic_life=False,
     )
@@ -87,7 +88,7 @@ def make_vector(  # noqa: PLR0913
         raise EnvError(f"{env_id} does not take these --env_kwargs: {error}") from error
     except (AssertionError, OSError, RuntimeError) as error:
         raise EnvError(f"{env_id}: no ROM for {spec.kwargs['game']} (pip install --force-reinstall ale-py)") from error
-    # Its frame stacks are blank before an episode's first frame, as the store's are.
+    # Its frame stacks are blank before an episode's first frame, like the store's.
     stack = vector.observation_space.shape[1] if vector.grayscale and vector.observation_space.shape else 1
     fire = None
     if fire_on_life_loss:
@@ -97,10 +98,10 @@ def make_vector(  # noqa: PLR0913
 
 
 def _settings(standard: Standard, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The standard wrappers as arguments of AtariVectorEnv.
+    """Return the standard wrappers as arguments of AtariVectorEnv.
 
     Raises:
-        EnvError: if `--env_kwargs` says one of them too.
+        EnvError: if `--env_kwargs` sets one of them too.
     """
     repeat = standard.action_repeat or overrides.get("frameskip", ACTION_REPEAT)
     height, width = standard.size or (None, None)
@@ -124,9 +125,18 @@ def make_single(
     env_id: str, *, standard: Standard | None = None, fire_on_life_loss: bool = False, full_action_set: bool = False,
     noop_max: int = 30, render_mode: str | None = None, **overrides: Any,
 ) -> gymnasium.Env[Any, np.ndarray]:  # fmt: skip
-    """One game through Gymnasium's own wrappers, with the same preprocessing.
+    """Make one game through Gymnasium's own wrappers, with the same preprocessing.
 
-    For videos, for the user's own wrappers (which are put around it), and to test the fast path.
+    It serves videos, the user's own wrappers (which are put around it), and tests of the fast path.
+
+    Args:
+        env_id: the game's id.
+        standard: wrappers by flag.
+        fire_on_life_loss: whether FIRE follows a lost life, in games that have it.
+        full_action_set: whether to offer all 18 actions instead of the game's own.
+        noop_max: most no-ops after a reset.
+        render_mode: of Gymnasium; None does not render.
+        overrides: further arguments of the emulator or of AtariPreprocessing.
 
     Raises:
         EnvError: for an override that Gymnasium's wrappers do not know.
@@ -164,27 +174,34 @@ def make_single(
 
 
 class FireOnReset(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """One FIRE right after the emulator's reset, before any no-op, as AtariVectorEnv has it."""
+    """A wrapper that presses FIRE right after the emulator's reset, before any no-op, as AtariVectorEnv does."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the emulator and press FIRE once."""
         self.env.reset(**kwargs)
         observation, _, _, _, info = self.env.step(_fire(self.env))
         return observation, info
 
 
 class FireOnLifeLoss(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """FIRE instead of the action that follows a lost life."""
+    """A wrapper that replaces the action after a lost life by FIRE.
+
+    Args:
+        env: a game with the action FIRE.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         self._lives, self._lost = 0, False
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the game; no life counts as lost."""
         observation, info = self.env.reset(**kwargs)
         self._lives, self._lost = info["lives"], False
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take the action, or FIRE if the last step lost a life."""
         observation, reward, terminated, truncated, info = self.env.step(_fire(self.env) if self._lost else action)
         self._lost = info["lives"] < self._lives
         self._lives = info["lives"]
@@ -197,5 +214,5 @@ def _fire(env: gymnasium.Env[Any, Any]) -> int:
 
 
 def rom_name(game: str) -> str:
-    """`space_invaders` -> `SpaceInvaders`."""
+    """Return the name of a game's ROM in ale-py's registry: `space_invaders` is `SpaceInvaders`."""
     return game.title().replace("_", "")

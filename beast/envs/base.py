@@ -1,7 +1,7 @@
-"""From Gymnasium to EnvOutput: a group of environments that are stepped together.
+"""From Gymnasium to EnvOutput: environments that are stepped together.
 
-Whatever makes environments gives back a `gymnasium.vector.VectorEnv` with next-step autoreset. `VectorEnvs` wraps one and
-adds what training needs: first rows, unclipped full-game returns, and the environment's own metrics.
+Every way of making environments returns a `gymnasium.vector.VectorEnv` with next-step autoreset. `VectorEnvs` wraps one
+and adds what training needs: first rows, unclipped returns of full games, and the environment's own metrics.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from beast.envs.spaces import Codes, is_text, words_of
 
 
 class VectorEnvs:
-    """E environments, one EnvOutput a step.
+    """E environments that are stepped together, with one EnvOutput for each step.
 
     Args:
-        vector: next-step autoreset; rewards unclipped.
-        seeds: one an environment, used on the first reset.
-        stack: over 1 if the observation is one Box whose axis 0 holds that many successive frames, blank before an
-            episode's first.
-        lives_end_returns: a lost life (`info["lives"]` falls) sets `terminated`, without any reset.
-        fire: the action that is taken after a lost life, whatever was asked for; None: the one that was.
-        columns: keys of `info` to hand on with each row, beside those that the environment declares itself.
+        vector: Gymnasium's vector environment, with next-step autoreset and unclipped rewards.
+        seeds: one for each environment, used at the first reset.
+        stack: more than 1 if the observation is one Box whose axis 0 holds so many successive frames, blank before an
+            episode's first frame.
+        lives_end_returns: whether a lost life (`info["lives"]` falls) sets `terminated`, without a reset.
+        fire: action that replaces the chosen one after a lost life; None replaces nothing.
+        columns: keys of `info` to store with each row, in addition to those that the environment declares.
 
     Raises:
-        EnvError: if the vector environment resets on the same step, or not at all, or its spaces are not supported.
+        EnvError: if the vector environment resets within the same step, or not at all, or its spaces are not supported.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class VectorEnvs:
         self._no_metrics = np.full((self.num_envs, len(self.metric_names)), np.nan, np.float32)
 
     def reset(self) -> EnvOutput:
-        """Start every environment with its seed."""
-        # AtariVectorEnv takes its seeds as an array, every other VectorEnv as a list; VectorEnv's hint knows neither.
+        """Reset every environment with its seed and return the first rows."""
+        # AtariVectorEnv takes seeds as an array, every other VectorEnv as a list; VectorEnv's type hint has neither.
         seeds: Any = np.array(self._seeds) if hasattr(self.vector, "ale") else self._seeds
         observation, infos = self.vector.reset(seed=seeds)
         self.says_mask = ACTION_MASK in infos
@@ -92,19 +92,18 @@ class VectorEnvs:
         )  # fmt: skip
 
     def step(self, actions: Array) -> EnvOutput:
-        """Act, or reset where the last step ended an episode (the action is ignored there).
+        """Take the actions and return the next rows; where the last step ended an episode, reset and ignore the action.
+
+        NaN and infinity pass: the learner skips an update that contains them (`beast/core/finite.py`), and the return of that
+        game is unknown.
 
         Args:
-            actions: `[E]` (+ `[N]`), as the distribution draws them and the store keeps them.
-
-        NaN and infinity pass: the learner skips what they are in (`beast/core/finite.py`), and the return of their game is not
-        known.
+            actions: `[E]` (+ `[N]`), as the distribution samples them and the store keeps them.
 
         Raises:
-            EnvError: if an environment returns an observation of another shape or dtype than its space's, or a metric that
-                is no number.
+            EnvError: if an observation has another shape or dtype than its space, or a metric is not a number.
         """
-        # After a lost life every action means FIRE: a rule of the game as the policy sees it, and no other to learn from.
+        # After a lost life every action has the effect of FIRE; the row keeps the action that the policy chose.
         taken = actions if self._fire is None else np.where(self._lost, self._fire, actions)
         observation, reward, terminated, truncated, infos = self.vector.step(self._distribution.to_env(taken))
         first = self._over
@@ -141,7 +140,7 @@ class VectorEnvs:
         self._discounted = np.where(first, 0, self.return_discount * self._discounted + known).astype(np.float32)
 
     def _extra(self, infos: dict[str, Any]) -> dict[str, Array]:
-        """The columns of this row, `[E, ...]`; zero where an environment's info has no such key."""
+        """Return the columns of this row, `[E, ...]`; zero where an environment's info lacks the key."""
         extra = {name: self._column(name, spec, infos) for name, spec in self.columns.items()}
         if DISCOUNTED_RETURN in extra:
             extra[DISCOUNTED_RETURN] = self._discounted
@@ -165,7 +164,7 @@ class VectorEnvs:
     def _metrics(self, infos: dict[str, Any], over: Array) -> Array:
         if not self.metric_names:
             return self._no_metrics
-        # Where only some environments have a key, the others hold 0 there and `_key` says which ones have it.
+        # Where only some environments report a key, the others hold 0 and `_key` says which ones report it.
         has = {name: over & infos.get(f"_{name}", True) for name in self.metric_names}
         columns = [np.where(has[name], infos.get(name, np.nan), np.nan) for name in self.metric_names]
         try:
@@ -192,12 +191,12 @@ class VectorEnvs:
 
 
 class OldStyle(gymnasium.Env[Any, Any]):
-    """An environment with the interface of the old `gym`: `reset()` takes no seed, spaces are of another library.
+    """An adapter for environments of the old `gym`, whose `reset()` takes no seed and whose spaces are of another library.
 
     Args:
         env: the environment.
-        seed: what seeds it; None: its method `seed`, if it has one.
-        cut: whether an episode that is over was only cut, by its last info; None: `TimeLimit.truncated` says it.
+        seed: function that seeds it; None calls its method `seed`, if it has one.
+        cut: function of the last info that returns whether the episode was truncated; None reads `TimeLimit.truncated`.
     """
 
     def __init__(
@@ -210,33 +209,41 @@ class OldStyle(gymnasium.Env[Any, Any]):
         self._seed, self._cut = seed or getattr(env, "seed", None), cut
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Seed the environment if a seed is given, reset it, and return the observation and the info."""
         super().reset(seed=seed)
         if seed is not None and self._seed is not None:
             self._seed(seed)
         return _of_reset(self.inner.reset())
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take the action and return Gymnasium's five values."""
         observation, reward, terminated, truncated, info = _of_step(self.inner.step(action))
         if terminated and self._cut is not None and self._cut(info):
             terminated, truncated = False, True
         return observation, reward, terminated, truncated, info
 
     def render(self) -> Any:
+        """Return what the environment renders."""
         try:
             return self.inner.render(mode="rgb_array")
         except TypeError:
             return self.inner.render()
 
     def close(self) -> None:
+        """Close the environment."""
         if hasattr(self.inner, "close"):
             self.inner.close()
 
 
 def as_gymnasium(env: Any, name: str) -> gymnasium.Env[Any, Any]:
-    """What a user's function returned as a Gymnasium environment.
+    """Return what a user's function made as a Gymnasium environment.
+
+    Args:
+        env: what it made.
+        name: of the function, for the error.
 
     Raises:
-        EnvError: if it is none, and does not look like one of the old `gym` either.
+        EnvError: if it is an environment neither of Gymnasium nor of the old `gym`.
     """
     if isinstance(env, gymnasium.Env):
         parameters = inspect.signature(env.unwrapped.reset).parameters.values()
@@ -250,10 +257,10 @@ def as_gymnasium(env: Any, name: str) -> gymnasium.Env[Any, Any]:
 
 
 def as_space(space: Any) -> gymnasium.Space[Any]:
-    """A space of the old `gym`, or anything with its fields, as Gymnasium's.
+    """Return a space of the old `gym`, or any object with its fields, as a Gymnasium space.
 
     Raises:
-        EnvError: if it is none.
+        EnvError: if it is not a space.
     """
     if isinstance(space, gymnasium.Space):
         same: gymnasium.Space[Any] = space
@@ -282,14 +289,14 @@ def as_space(space: Any) -> gymnasium.Space[Any]:
 
 
 def _of_reset(answer: Any) -> tuple[Any, dict[str, Any]]:
-    """Observation and info; the old `gym` returned the observation alone."""
+    """Return observation and info; the old `gym` returned the observation alone."""
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict):
         return answer
     return answer, {}
 
 
 def _of_step(answer: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-    """Five values; the old `gym` returned four, and said in info whether the episode was only cut."""
+    """Return Gymnasium's five values; the old `gym` returned four, with truncation in info."""
     if not isinstance(answer, tuple | list) or len(answer) not in (4, 5):
         raise EnvError(
             f"the environment's step() returned {answer!r:.80}: return observation, reward, terminated, truncated, info"
@@ -305,18 +312,23 @@ def _of_step(answer: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
 METRICS: dict[str, tuple[str, ...]] = {
     "is_success": ("is_success",), "episode_r": ("episode", "r"), "episode_l": ("episode", "l")
 }  # fmt: skip
-"""What many environments and wrappers put into info, and where: it is logged without being asked for."""
+"""Metrics that many environments and wrappers put into info, by their keys there; they are always logged."""
 
 
 class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Holds an environment to its own contract: what it says is cast where nothing is lost, and refused where something is.
+    """A wrapper that holds an environment to its spaces: it converts values where nothing is lost and otherwise refuses them.
 
-    Floats may be rounded to the space's dtype; whole numbers may become floats or other whole numbers that hold them; lists and
-    Python scalars become arrays; rewards may be arrays of one element. A text becomes the numbers of its words. Of info only
-    the numbers in `metric_names` and `METRICS` stay, and what is named in `keep`.
+    Floats may be rounded to the space's dtype; integers may become floats or integers of a dtype that holds them; lists and
+    Python scalars become arrays; rewards may be arrays of one element. A text becomes the numbers of its words. Of info,
+    only the numbers in `metric_names` and `METRICS` and the keys in `keep` remain.
+
+    Args:
+        env: the environment.
+        grid: maps a grid's space to the space that is stored; None keeps it.
+        keep: keys of info to keep.
 
     Raises:
-        EnvError: on any other observation, reward or metric; at once, for spaces that cannot be stored.
+        EnvError: for spaces that cannot be stored, and at each step for other observations, rewards and metrics.
     """
 
     def __init__(
@@ -331,7 +343,7 @@ class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._mask_shown = isinstance(shown, gymnasium.spaces.Dict) and ACTION_MASK in shown.spaces
         self.info_columns = dict(_own(env, "info_columns", {}))
         if isinstance(shown, gymnasium.spaces.Dict) and self._mask_shown and self._distribution.mask_size:
-            # It is no part of what the policy sees, but of what it may do.
+            # The action mask is not part of what the model sees.
             shown = gymnasium.spaces.Dict({key: part for key, part in shown.spaces.items() if key != ACTION_MASK})
             self.info_columns[ACTION_MASK] = masks
         self.observation_space, self._convert = _adapted(shown, grid or (lambda space: space), "")
@@ -340,15 +352,16 @@ class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.metric_names = tuple(self._metrics)
         self.keep = (*keep, *self.info_columns)
         self.alive: Callable[[], object] = lambda: None
-        """Called after each reset: a sign of life of the process."""
+        """Function called after each reset, as a sign of life of the process."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment and return the converted observation and the kept part of its info."""
         observation, info = _of_reset(self.env.reset(**kwargs))
         self.alive()
         return self._converted("reset", observation), self._kept(observation, info)
 
     def _kept(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        """Columns, and the action mask, wherever it was said."""
+        """Return the columns in info, and the action mask, whether it came in info or in the observation."""
         kept = {key: info[key] for key in self.keep if key in info}
         mask = observation[ACTION_MASK] if self._mask_shown else info.get(ACTION_MASK)
         if mask is not None and self._distribution.mask_size:
@@ -359,6 +372,7 @@ class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
         return kept
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take the action and return the five values, converted, with the kept part of info."""
         observation, reward, terminated, truncated, info = _of_step(self.env.step(action))
         kept = self._kept(observation, info)
         for name, (key, *rest) in self._metrics.items():
@@ -396,11 +410,11 @@ class Adapter(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class _Mismatch(Exception):
-    """What an observation is, and what its space says."""
+    """An observation does not fit its space; the message says how."""
 
 
 def _one(value: Any, what: str) -> float:
-    """A number, or an array of one, as a float."""
+    """Return a number, or an array of one element, as a float."""
     if type(value) in (float, int, bool):
         return float(value)
     array = np.asarray(value)
@@ -415,7 +429,7 @@ def _one(value: Any, what: str) -> float:
 def _adapted(
     space: gymnasium.Space[Any], grid: Callable[[gymnasium.Space[Any]], gymnasium.Space[Any]], where: str
 ) -> tuple[gymnasium.Space[Any], Callable[[Any], Any]]:
-    """The space that is stored, and what brings an observation into it; `where` are the keys that lead to it."""
+    """Return the space that is stored and a function that converts an observation to it; `where` names its keys for errors."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Dict) and space.spaces:
         parts = {key: _adapted(part, grid, f"{where}[{key!r}]") for key, part in space.spaces.items()}
@@ -449,15 +463,15 @@ def _adapted(
     return space, cast
 
 
-_RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # of a dtype's kind: what is lower goes into what is higher
+_RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # by the kind of dtype: a lower kind converts to a higher one
 
 
 def _cast(array: Array, spec: ArraySpec, where: str) -> Array:
-    """Another dtype, and another shape of one element, if nothing is lost by it."""
+    """Convert to the spec's dtype, and shape if there is one element; raise _Mismatch if that loses information."""
     shaped = array.reshape(spec.shape) if array.size == 1 == int(np.prod(spec.shape)) else array
     fits = shaped.shape == spec.shape and _RANK.get(array.dtype.kind, 9) <= _RANK[spec.dtype.kind]
     if not fits and shaped.shape == spec.shape and {array.dtype.kind, spec.dtype.kind} <= {"b", "u", "i"}:
-        fits = True  # whole numbers as booleans: the comparison below decides
+        fits = True  # integers as booleans: the comparison below decides
     if fits:
         with np.errstate(over="ignore", invalid="ignore"):
             result = shaped.astype(spec.dtype)
@@ -469,7 +483,7 @@ def _cast(array: Array, spec: ArraySpec, where: str) -> Array:
 
 
 def _range(space: gymnasium.Space[Any]) -> tuple[Any, Any]:
-    """Least and greatest value of numbers that name things: a model has a place for these alone. None: any number."""
+    """Return the least and greatest value of numbers that stand for things (codes, actions); None if any number is allowed."""
     if isinstance(space, gymnasium.spaces.Discrete):
         return int(space.start), int(space.start) + int(space.n) - 1
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
@@ -482,15 +496,16 @@ def _range(space: gymnasium.Space[Any]) -> tuple[Any, Any]:
 def vector_of(
     envs: list[Any], seeds: list[int], alive: Callable[[], object] = lambda: None, **settings: Any
 ) -> VectorEnvs:
-    """A VectorEnvs over single Gymnasium environments, stepped one after the other.
+    """Make VectorEnvs over single Gymnasium environments, which are stepped one after the other.
 
     Args:
-        envs: functions without arguments, one an environment, as SyncVectorEnv takes them.
+        envs: functions without arguments that each make one environment, as for SyncVectorEnv.
+        seeds: one for each environment.
         alive: called after each reset.
-        settings: further ones of VectorEnvs.
+        settings: further arguments of VectorEnvs.
 
     Raises:
-        EnvError: if they do not all have the same spaces.
+        EnvError: if their spaces differ.
     """
     made = [env if _adapter_in(env) else Adapter(env) for env in (make() for make in envs)]
     for env in made:
@@ -522,14 +537,15 @@ def _adapter_in(env: Any) -> Adapter | None:
 
 
 def spec_of(space: gymnasium.Space[Any], stack: int = 1, where: str = "") -> Nested:
-    """The nested ArraySpec of an observation space.
+    """Return the nested ArraySpec of an observation space.
 
     Args:
-        where: the keys that lead to it, for the error.
+        space: built of Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple.
+        stack: successive frames in a Box's axis 0.
+        where: the keys that lead to the space, for the error.
 
     Raises:
-        EnvError: for a space that is not built of Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple, or has nothing
-            in it.
+        EnvError: for any other space, and for an empty one.
     """
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Dict) and space.spaces:
@@ -549,14 +565,14 @@ def spec_of(space: gymnasium.Space[Any], stack: int = 1, where: str = "") -> Nes
 
 
 def _declared(vector: VectorEnv[Any, Any, Any], name: str, default: Any) -> Any:
-    """What the first environment of a vector, or the vector itself, declares by an attribute."""
+    """Return an attribute of the vector's first environment, or of the vector itself."""
     for env in getattr(vector, "envs", ()):
         return _own(env, name, default)
     return getattr(vector, name, default)
 
 
 def _own(env: Any, name: str, default: Any) -> Any:
-    """An environment's attribute (`metric_names`, `info_columns`), found under its wrappers."""
+    """Return an environment's attribute (`metric_names`, `info_columns`), searched for below its wrappers."""
     while env is not None:
         if found := getattr(env, name, None):
             return found
@@ -565,7 +581,7 @@ def _own(env: Any, name: str, default: Any) -> Any:
 
 
 def _columns(declared: Mapping[str, gymnasium.Space[Any]]) -> dict[str, ArraySpec]:
-    """Specs of the columns that an environment declares by their spaces."""
+    """Return the specs of the columns that an environment declares by their spaces."""
     specs = {name: spec_of(space) for name, space in declared.items()}
     for name, spec in specs.items():
         if not isinstance(spec, ArraySpec):

@@ -1,4 +1,4 @@
-"""Catch (after bsuite): a ball falls through a grid, a paddle in the bottom row must meet it. Learns in seconds."""
+"""Catch (after bsuite): a ball falls through a grid, and a paddle in the bottom row must meet it. Learned in seconds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import numpy as np
 
 
 class Catch(gymnasium.Env[np.ndarray, np.int64]):
-    """Observation: `[rows, columns]` uint8, 255 at ball and paddle. Actions: left, stay, right. Reward at the end: +-1.
+    """The game Catch: three actions (left, stay, right) and a reward of 1 or -1 at the end of an episode.
 
-    An episode takes `rows - 1` steps. `metric_names` puts the share of caught balls into the logs.
+    Observations are `[rows, columns]` uint8, 255 at ball and paddle. An episode takes `rows - 1` steps. `metric_names` adds
+    the share of caught balls to the logs.
+
+    Args:
+        rows: height of the grid.
+        columns: width of the grid.
+        render_mode: "rgb_array" or None.
     """
 
     metadata = {  # noqa: RUF012, Gymnasium declares it on the instance
@@ -30,12 +36,14 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Put the ball at a random column of the top row and the paddle in the middle."""
         super().reset(seed=seed)
         self._ball = [0, int(self.np_random.integers(self.columns))]
         self._paddle = self.columns // 2
         return self._board(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move the paddle by `action - 1` columns and the ball by one row."""
         self._paddle = min(max(self._paddle + int(action) - 1, 0), self.columns - 1)
         self._ball[0] += 1
         over = self._ball[0] == self.rows - 1
@@ -51,5 +59,5 @@ class Catch(gymnasium.Env[np.ndarray, np.int64]):
         return board
 
     def render(self) -> np.ndarray:
-        """`[rows * 16, columns * 16, 3]` uint8."""
+        """Return the picture: `[rows * 16, columns * 16, 3]` uint8."""
         return np.repeat(np.kron(self._board(), np.ones((16, 16), np.uint8))[..., None], 3, axis=-1)

@@ -1,4 +1,4 @@
-"""Names of environments: what one stands for, which code it imports, and the well-known suites that need a package."""
+"""Names of environments: what a name stands for, which code it imports, and the well-known suites that need a package."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class Family:
 
     name: str
     extra: str
-    """of setup.cfg"""
+    """Name of its extra in setup.cfg."""
     module: str
-    """whose import makes its ids known, and without which none can be made"""
+    """Module whose import registers its ids."""
     ids: str
-    """a regular expression that the beginning of an id matches, or of its entry point if Gymnasium has registered it"""
+    """Regular expression for the beginning of its ids, or of their entry points in Gymnasium's registry."""
     package: str
-    """what pip calls it"""
+    """Name of its package for pip."""
     preset: str | None = None
-    """that its tasks take; None: by their observations"""
+    """Preset of its tasks; None if their observation spaces decide."""
     register: Callable[[Any], None] = lambda module: None
-    """called with the imported module"""
+    """Function called with the imported module."""
     prepare: Callable[[], None] = lambda: None
-    """called before the import"""
+    """Function called before the import."""
     prepare_pictures: Callable[[], None] = lambda: None
-    """called before an environment is made that renders"""
+    """Function called before an environment that renders is made."""
 
 
 def _register_crafter(module: Any) -> None:
@@ -53,7 +53,7 @@ def _register_crafter(module: Any) -> None:
 
 
 def _crafter(render_mode: str | None = None, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """Crafter has the old `gym`'s interface, no way to seed it but its constructor, and says by `discount` how it ended."""
+    """Make Crafter, which has the old `gym`'s interface, is seeded by its constructor, and says by `discount` how it ended."""
     env = importlib.import_module("crafter").Env(**kwargs)
     return OldStyle(env, seed=lambda seed: setattr(env, "_seed", seed), cut=lambda info: info["discount"] > 0)
 
@@ -83,7 +83,7 @@ FAMILIES = (
 
 
 def family_of(name: str) -> Family | None:
-    """The suite that an id belongs to, by its looks; nothing is imported. `module:Id` counts as its id."""
+    """Return the suite that an id seems to belong to, without importing anything; `module:Id` counts as its id."""
     name = name.rpartition(":")[2]
     spec = gymnasium.registry.get(name) or gymnasium.registry.get(_newest_version(name) or "")
     entry = spec.entry_point if spec is not None and isinstance(spec.entry_point, str) else ""
@@ -91,21 +91,21 @@ def family_of(name: str) -> Family | None:
 
 
 def code_named_by(name: str, wrappers: str = "") -> tuple[str, ...]:
-    """Modules that making an environment would import because its name, or its wrappers', says so; nothing is imported.
+    """Return the modules that making an environment would import because its name or its wrappers' names say so.
 
-    Gymnasium's own ids, Atari's and those of the suites above import nothing that this program does not name itself: for
-    them it is empty. Anything else is code that someone chose by writing the name, and whoever asks may be someone else.
+    Nothing is imported here. Ids of Gymnasium, Atari and the suites above import only what this program names itself, so
+    for them the result is empty. Any other code was chosen by the author of the name, who may not be the user.
     """
     return tuple(part.partition(":")[0] for part in (name, *split_wrappers(wrappers)) if ":" in part)
 
 
 def split_wrappers(wrappers: str) -> list[str]:
-    """`a:b, c:d` as a list."""
+    """Split `a:b, c:d` into a list."""
     return [part.strip() for part in wrappers.split(",") if part.strip()]
 
 
 def find(name: str) -> Callable[..., Any] | str:
-    """What `--env` means: an id of Gymnasium's registry, or a function of the user's own.
+    """Find what `--env` means: return an id of Gymnasium's registry, or the user's own function.
 
     Raises:
         EnvError: if there is no such thing, or its package is not installed.
@@ -115,7 +115,7 @@ def find(name: str) -> Callable[..., Any] | str:
     module_name, _, wanted = name.partition(":")
     if not module_name or not wanted:
         raise EnvError(f"--env {name}: write it my_package.my_module:make_env, or my_package:MyEnv-v0")
-    # Before the import that makes it known, an id is told from a function by what no function's name can hold.
+    # An id that is not registered yet differs from a function by characters that no function's name can hold.
     suite = family_of(wanted) if re.search(r"[-/]", wanted) else None
     module = import_member(name, "--env") if suite is None else _import_family(suite, name)
     if hasattr(module, wanted):
@@ -139,10 +139,10 @@ def _find_id(name: str) -> str:
 
 
 def import_member(name: str, flag: str) -> Any:
-    """The module of a `module:member` that a user typed after a flag.
+    """Return the member in `module:member`, which a user typed after a flag.
 
     Raises:
-        EnvError: if there is none. What its own import raises passes through.
+        EnvError: if there is none. Errors of the module's own import pass through.
     """
     module_name = name.partition(":")[0]
     if not module_name or module_name.startswith("."):
@@ -156,10 +156,10 @@ def import_member(name: str, flag: str) -> Any:
 
 
 def _import_family(family: Family, name: str) -> Any:
-    """Make a suite's ids known.
+    """Import a suite's module, which registers its ids.
 
     Raises:
-        EnvError: if its package is not installed, or cannot be imported.
+        EnvError: if its package is not installed or cannot be imported.
     """
     advice = f"pip install '{family.package}', or pip install -e '.[{family.extra}]' where Beast's source is"
     if importlib.util.find_spec(family.module.partition(".")[0]) is None:
@@ -174,7 +174,7 @@ def _import_family(family: Family, name: str) -> Any:
 
 
 def _registered(name: str) -> str | None:
-    """The id itself, or the newest version of it: `CartPole` -> `CartPole-v1`."""
+    """Return the id itself, or its newest version: `CartPole` is `CartPole-v1`."""
     return name if name in gymnasium.registry else _newest_version(name)
 
 
@@ -195,14 +195,15 @@ def _did_you_mean(name: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without its line ends and not too long; its type if it says nothing."""
+    """Return an error's message in one line of bounded length, or its type if it has no message."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def codes_of(env: gymnasium.Env[Any, Any]) -> int:
-    """How many different numbers the grids `[H, W, 3]` of an environment hold; 0 if they are pictures.
+    """Return how many different numbers the grids `[H, W, 3]` of an environment hold; 0 if they are pictures.
 
-    MiniGrid's spaces say 0 .. 255 while objects, colours and states have numbers up to about 10; its RGB wrappers show pixels.
+    MiniGrid's spaces say 0 to 255, while objects, colours and states have numbers up to about 10; its RGB wrappers give
+    pixels.
     """
     layers = []
     while env is not None:
@@ -212,6 +213,6 @@ def codes_of(env: gymnasium.Env[Any, Any]) -> int:
 
 
 def codes_space(space: gymnasium.Space[Any], count: int) -> gymnasium.Space[Any]:
-    """The space of codes that a grid's is, any other space as it is."""
+    """Return a grid's space as a space of codes, and any other space unchanged."""
     grid = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 3 and space.shape[-1] == 3
     return Codes(space.shape, count) if count and grid and space.dtype == "uint8" else space  # type: ignore[arg-type]

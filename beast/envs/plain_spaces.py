@@ -1,4 +1,4 @@
-"""Gymnasium spaces as plain data, so that a checkpoint can say what its policy sees and does without any code of the task."""
+"""Gymnasium spaces as plain data, so that a checkpoint holds its policy's spaces without any code of the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from beast.envs.spaces import Codes, Words
 
 
 def to_plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
-    """A space as dicts, lists, numbers, strings and tensors.
+    """Return a space as dicts, lists, numbers, strings and tensors.
 
     Raises:
         ValueError: for a space that `from_plain` does not know.
@@ -42,10 +42,10 @@ def to_plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
 
 
 def from_plain(plain: dict[str, Any]) -> gymnasium.Space[Any]:
-    """The space that `to_plain` described.
+    """Return the space that `to_plain` described.
 
     Raises:
-        ValueError, KeyError, TypeError: if it is no such description.
+        ValueError, KeyError, TypeError: if it is not such a description.
     """
     spaces = gymnasium.spaces
     kind, settings = plain["type"], {name: value for name, value in plain.items() if name != "type"}
@@ -73,7 +73,7 @@ def from_plain(plain: dict[str, Any]) -> gymnasium.Space[Any]:
 
 
 def _bound(bound: np.ndarray[Any, Any]) -> Any:
-    """One number where all are the same, as they are for images."""
+    """Return one number if all are the same, as for images."""
     if bound.size and (bound == bound.flat[0]).all():
         return bound.flat[0].item()
     return torch.from_numpy(bound.copy())

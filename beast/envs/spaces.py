@@ -1,4 +1,4 @@
-"""Observation spaces that say more than Gymnasium's: words of a text, codes of a grid. Models choose their layers by them."""
+"""Observation spaces that say more than Gymnasium's: words of a text, codes of a grid. Models choose layers by them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import numpy as np
 from beast.core.data import Array
 
 BUCKETS = 1000
-"""Words are hashed into so many (the paper's language channel)."""
+"""Number of buckets into which words are hashed (the paper's language channel)."""
 MAX_WORDS = 64
-"""Words of a text that are kept, the first ones."""
+"""Number of words that are kept of a text."""
 
 
 class Words(gymnasium.spaces.Box):
-    """The words of a text as numbers: `[length]` int16, 1 .. 1000 for each word, 0 behind the last."""
+    """The words of a text as numbers: `[length]` int16, 1 to 1000 for each word, 0 after the last word.
+
+    Args:
+        length: most words.
+    """
 
     def __init__(self, length: int) -> None:
         super().__init__(0, BUCKETS, (length,), np.int16)
@@ -26,16 +30,21 @@ class Words(gymnasium.spaces.Box):
         return f"Words({self.shape[0]})"
 
     def encode(self, text: str) -> Array:
-        """Lower case, without punctuation; words beyond `length` are left out."""
+        """Encode a text in lower case and without punctuation; words beyond `length` are dropped."""
         numbers = np.zeros(self.shape, np.int16)
         words = re.findall(r"\w+", text.lower())[: len(numbers)]
-        # CRC-32 is the same in every process and on every machine; Python's own hash is not.
+        # CRC-32 is the same in every process and on every machine, unlike Python's own hash.
         numbers[: len(words)] = [zlib.crc32(word.encode()) % BUCKETS + 1 for word in words]
         return numbers
 
 
 class Codes(gymnasium.spaces.Box):
-    """A grid of numbers that name things, to be embedded: `[H, W, C]` uint8, 0 .. count - 1 in each channel."""
+    """A grid of codes, to be embedded: `[H, W, C]` uint8, each 0 to count - 1.
+
+    Args:
+        shape: `(H, W, C)`.
+        count: number of different codes.
+    """
 
     def __init__(self, shape: tuple[int, ...], count: int) -> None:
         super().__init__(0, count - 1, shape, np.uint8)
@@ -46,11 +55,11 @@ class Codes(gymnasium.spaces.Box):
 
 
 def is_text(space: gymnasium.Space) -> bool:  # type: ignore[type-arg]
-    """Gymnasium's Text, or any space of strings (MiniGrid's missions)."""
+    """Return whether a space holds texts: Gymnasium's Text, or any space of strings (MiniGrid's missions)."""
     return space.dtype is not None and np.dtype(space.dtype).kind == "U"
 
 
 def words_of(space: gymnasium.Space) -> Words:  # type: ignore[type-arg]
-    """What a text's words are stored as."""
+    """Return the space in which a text is stored."""
     characters = int(getattr(space, "max_length", 2 * MAX_WORDS))
     return Words(max(1, min(MAX_WORDS, (characters + 1) // 2)))

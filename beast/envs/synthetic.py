@@ -1,4 +1,4 @@
-"""An environment that costs what you ask: for benchmarks, and for tests of what slow or failing environments do."""
+"""An environment of a given cost, for benchmarks and for tests of slow or failing environments."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 
 
 class Synthetic(gymnasium.Env[np.ndarray, np.int64]):
-    """Random observations at a set price.
+    """An environment with random observations at a set cost.
 
     Args:
-        step_ms, reset_ms: CPU time of a step and of a reset, in milliseconds (wall time with `sleep`).
+        step_ms: CPU time of a step in milliseconds (wall time with `sleep`).
+        reset_ms: CPU time of a reset in milliseconds (wall time with `sleep`).
         episode_steps: length of an episode.
         vary: step times and episode lengths are drawn log-uniformly from [1/vary, vary] times the above.
-        shape: of the uint8 observation.
-        actions: how many.
-        sleep: sleep instead of working.
-        truncate: episodes end by truncation instead of termination.
-        fail_after: raise RuntimeError at that step of the process (0: never); `fail` chooses what happens:
-            raise, exit, hang, nan (a NaN reward), shape, dtype.
+        shape: shape of the uint8 observation.
+        actions: number of actions.
+        sleep: whether to sleep instead of computing.
+        truncate: whether episodes end by truncation instead of termination.
+        fail_after: step of the process at which it fails; 0 never fails.
+        fail: how it fails: raise (a RuntimeError), exit, hang, nan (a NaN reward), shape or dtype.
     """
 
     def __init__(  # noqa: PLR0913 - --env_kwargs
@@ -41,6 +42,7 @@ class Synthetic(gymnasium.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Spend `reset_ms` and return a random observation."""
         super().reset(seed=seed)
         self._frames = self.np_random.integers(0, 256, (8, *self._shape), dtype=np.uint8)
         self._at = 0
@@ -49,6 +51,7 @@ class Synthetic(gymnasium.Env[np.ndarray, np.int64]):
         return self._frames[0], {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Spend `step_ms`, varied by `vary`, and return a random observation and a reward."""
         self._work(self._step_s * self._factor())
         self._at += 1
         self._count += 1
@@ -65,7 +68,7 @@ class Synthetic(gymnasium.Env[np.ndarray, np.int64]):
         if self._sleep:
             time.sleep(seconds)
             return
-        end = time.thread_time() + seconds  # the thread's own CPU time: real work, however busy the machine is
+        end = time.thread_time() + seconds  # the thread's own CPU time: the same work however busy the machine is
         while time.thread_time() < end:
             pass
 

@@ -1,7 +1,7 @@
-"""The standard wrappers, by flag, for every environment: `Standard` says which, `apply` puts them on.
+"""The standard wrappers for every environment: `Standard` holds their flags, `apply` puts them on.
 
-From the environment outwards: the user's own wrappers, the adapter (`beast/envs/base.py`), sticky actions, action repeat, time
-limit, size and colours of pictures, frame stack. What Gymnasium has is Gymnasium's.
+Their order from the environment outwards: the user's own wrappers, the adapter (`beast/envs/base.py`), sticky actions,
+action repeat, time limit, size and colours of pictures, frame stack. Wrappers that Gymnasium has are Gymnasium's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from beast.envs.families import codes_of, codes_space, import_member, split_wrap
 
 @dataclass(frozen=True)
 class Standard:
-    """Flags of the same names; None, False and "" put nothing on."""
+    """The settings of the standard wrappers, as flags of the same names; None, False and "" add none."""
 
     action_repeat: int | None = None
     frame_stack: int | None = None
@@ -36,7 +36,7 @@ class Standard:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of `resize`: `84` or `84x84`.
+        """Height and width from `resize`: `84` or `84x84`.
 
         Raises:
             EnvError: if it is neither.
@@ -53,7 +53,7 @@ def apply(env: Any, standard: Standard, name: str) -> gymnasium.Env[Any, Any]:
     """Put the wrappers on an environment that `name` made.
 
     Raises:
-        EnvError: if it is no environment, if a wrapper cannot be found, or has nothing to do.
+        EnvError: if it is not an environment, or a wrapper cannot be found or has nothing to act on.
     """
     chosen = own(as_gymnasium(env, name), standard.wrapper)
     wrapped: gymnasium.Env[Any, Any] = as_gymnasium(chosen, f"--wrapper {standard.wrapper}")
@@ -97,13 +97,19 @@ def own(env: Any, wrappers: str) -> Any:
 
 
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Each action is taken so many times, or until the episode's end; rewards are added up."""
+    """A wrapper that takes each action several times, until the episode ends at most, and adds up the rewards.
+
+    Args:
+        env: the environment.
+        times: how often each action is taken.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any], times: int) -> None:
         super().__init__(env)
         self._times = times
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take the action `times` times and return the last observation and the summed reward."""
         total, seen = 0.0, dict[str, Any]()
         for _ in range(self._times):
             observation, reward, terminated, truncated, info = self.env.step(action)
@@ -115,11 +121,14 @@ class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class Pictures(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Changes every picture in the observation: uint8, `[H, W]`, `[H, W, C]` or `[C, H, W]` with one, three or four colours.
+    """A wrapper that changes every picture in the observation.
+
+    Pictures are uint8: `[H, W]`, `[H, W, C]` or `[C, H, W]` with one, three or four colours.
 
     Args:
-        change: `[H, W]` or `[H, W, C]` to another picture.
-        flag: whose work it is, for the error.
+        env: the environment.
+        change: maps `[H, W]` or `[H, W, C]` to another picture.
+        flag: the flag that asked for it, for the error.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], change: Callable[[Array], Array], flag: str) -> None:
@@ -128,7 +137,9 @@ class Pictures(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.observation_space, self._function = self._plan(env.observation_space)
         if not self._found:
             raise EnvError(f"{flag}: there is no picture (uint8, [H, W] or [H, W, C]) in {env.observation_space}")
-        importlib.import_module("cv2").setNumThreads(1)  # each process has its own core: more threads only fight for it
+        importlib.import_module("cv2").setNumThreads(
+            1
+        )  # each process has one core, for which more threads would compete
 
     def _plan(self, space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Callable[[Any], Any]]:
         spaces = gymnasium.spaces
@@ -153,16 +164,18 @@ class Pictures(gymnasium.Wrapper[Any, Any, Any, Any]):
         return spaces.Box(0, 255, function(np.zeros(shape, np.uint8)).shape, np.uint8), function
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment and return the changed observation."""
         observation, info = self.env.reset(**kwargs)
         return self._function(observation), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take the action and return the changed observation."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._function(observation), reward, terminated, truncated, info
 
 
 def is_picture(space: gymnasium.Space[Any]) -> bool:
-    """Bytes of brightness: no grid of codes, no planes of bits."""
+    """Return whether a space holds pictures: bytes of brightness, neither codes nor bits."""
     if type(space) is not gymnasium.spaces.Box or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
         return False
     colours = len(space.shape) == 2 or space.shape[2] in (1, 3, 4) or space.shape[0] in (1, 3, 4)
@@ -170,7 +183,7 @@ def is_picture(space: gymnasium.Space[Any]) -> bool:
 
 
 def grey(picture: Array) -> Array:
-    """`[H, W, 3]` or `[H, W, 4]` to `[H, W]`, by ITU-R BT.601's weights; `[H, W]` and `[H, W, 1]` are grey."""
+    """Convert `[H, W, 3]` or `[H, W, 4]` to grey `[H, W]` by ITU-R BT.601's weights; `[H, W]` and `[H, W, 1]` are grey."""
     if picture.ndim == 2:
         return picture
     if picture.shape[2] == 1:
@@ -180,9 +193,9 @@ def grey(picture: Array) -> Array:
 
 
 def resized(picture: Array, size: tuple[int, int]) -> Array:
-    """`[H, W]` or `[H, W, C]` to another height and width; a smaller picture's pixels are means."""
+    """Resize `[H, W]` or `[H, W, C]` to another height and width; pixels of a smaller picture are means."""
     import cv2
 
     shape = (*size, *picture.shape[2:])
     result = cv2.resize(np.ascontiguousarray(picture), size[::-1], interpolation=cv2.INTER_AREA)
-    return np.asarray(result).reshape(shape)  # OpenCV leaves out an axis of one colour
+    return np.asarray(result).reshape(shape)  # OpenCV drops an axis of one colour

@@ -1,1 +1,1 @@
-"""Processes, the memory that they share, and the machine they run on; nothing of reinforcement learning."""
+"""Processes, the memory that they share, and the machine that they run on; nothing of reinforcement learning."""

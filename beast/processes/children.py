@@ -1,4 +1,4 @@
-"""The parent's side of the fork server: ask for processes, hear of their ends. No call here waits without an end."""
+"""The parent's side of the fork server: request processes and learn of their ends. Every call returns in bounded time."""
 
 from __future__ import annotations
 
@@ -30,43 +30,48 @@ from beast.processes import forkserver, paths
 from beast.processes.forkserver import BORN, DEAD, FAILED, FOR_THE_PARENT, MESSAGE, MOST_DESCRIPTORS, READY
 
 PRELOAD = ["torch", "gymnasium", "cv2", "ale_py.vector_env", "beast.acting.actors", "beast.processes.supervisor"]
-START_PATIENCE = 300.0  # seconds that the fork server may take for its imports: seconds on most machines
-REPLY_PATIENCE = 30.0  # seconds for one fork
-NUDGE = 2.0  # seconds without an answer after which it is continued, in case that somebody stopped it
-LOST = 256  # the exit code of those whose end nobody saw, because the fork server was killed
-_MARK = "BEAST_FORKSERVER"  # an environment variable that all of a fork server's descendants inherit
+START_PATIENCE = 300.0  # seconds that the fork server may take for its imports (a few on most machines)
+REPLY_PATIENCE = 30.0  # seconds that one fork may take
+NUDGE = 2.0  # seconds without an answer after which the server is sent SIGCONT, in case it was stopped
+LOST = 256  # exit code of processes whose end was not observed because the fork server was killed
+_MARK = "BEAST_FORKSERVER"  # environment variable that all descendants of a fork server inherit
 _NO_CALL_LONGER = 0.2  # seconds
 
 
 class ForkServerLost(RuntimeError):
-    """The fork server was killed, or did not answer, and no process came of a request. Another one may do better."""
+    """The fork server was killed or did not answer, and made no process. A new fork server may succeed."""
 
 
 class Process:
-    """A child of the fork server."""
+    """A child of the fork server.
+
+    Args:
+        server: the fork server that makes it.
+        name: for messages.
+    """
 
     def __init__(self, server: ForkServer, name: str) -> None:
         self._server, self.name = server, name
         self.pid: int | None = None
-        """None: it was never born."""
+        """Process id; None before the fork server has reported it."""
         self.code: int | None = None
-        """As `exitcode`, as far as the fork server has told."""
+        """Exit code as in `exitcode`, once the fork server has reported it."""
         self._handle: int | None = None
 
     def born(self, pid: int) -> None:
-        """Take up its life."""
+        """Record the process's id and open a handle to it."""
         self.pid = pid
-        with suppress(AttributeError, OSError):  # not on all systems; or it is dead and buried already
+        with suppress(AttributeError, OSError):  # not on all systems; or the process has ended and was reaped
             self._handle = os.pidfd_open(pid)
 
     def lost(self) -> None:
-        """The fork server is dead, and the kernel ends this one too: wait for that."""
+        """Wait for the end of a process whose fork server died; the kernel ends it too."""
         if self._handle is not None:
             _readable(self._handle, 5.0)
         self.code = LOST
 
     def is_alive(self) -> bool:
-        """Whether it runs; known at once on Linux, elsewhere when the fork server tells."""
+        """Return whether the process runs; known at once on Linux, elsewhere when the fork server reports it."""
         self._server.listen(0.0)
         if self.pid is None or self.code is not None:
             return False
@@ -74,7 +79,7 @@ class Process:
 
     @property
     def exitcode(self) -> int | None:
-        """None: it lives. Minus a signal's number: it was killed by it. LOST: nobody knows."""
+        """Exit code: None while it runs, minus the number of the signal that killed it, LOST if nobody knows."""
         if self.is_alive():
             return None
         end = time.monotonic() + NUDGE
@@ -87,7 +92,7 @@ class Process:
         return self.code
 
     def join(self, timeout: float) -> None:
-        """Wait for its end."""
+        """Wait up to `timeout` seconds for its end."""
         end = time.monotonic() + timeout
         while self.is_alive() and (left := end - time.monotonic()) > 0:
             if self._handle is not None:
@@ -96,7 +101,7 @@ class Process:
                 self._server.listen(min(left, _NO_CALL_LONGER))
 
     def kill(self) -> None:
-        """End it at once; nothing if it is dead: its number may be another's by now."""
+        """Kill the process if it runs. Once it is dead its id may belong to another process."""
         if self.pid is not None and self.is_alive():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -107,7 +112,10 @@ class Process:
 
 
 class ForkServer:
-    """Starts the fork server, again if it was killed, and has it make processes. To be used by one thread."""
+    """The fork server as its parent sees it: starts it, restarts it if it was killed, and requests processes from it.
+
+    Only one thread may use it.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,15 +129,16 @@ class ForkServer:
 
     @property
     def alive(self) -> bool:
+        """Whether the server's process runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it, if it does not run. It imports torch while this process goes on.
+        """Start the server unless it runs already. It imports torch while this process continues.
 
         Raises:
             OSError: if the system allows no more processes.
         """
-        if self._process is not None and self._owner != os.getpid():  # this process was forked: it is its parent's
+        if self._process is not None and self._owner != os.getpid():  # forked: the server is the parent's
             self._process, self._processes = None, {}
         if self.alive:
             return
@@ -143,7 +152,7 @@ class ForkServer:
             f"from beast.processes.forkserver import serve; serve({theirs.fileno()}, {os.getpid()}, {PRELOAD!r})"
         )
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        # Inherited, so that from the first moment on it cannot die of what is meant for this process.
+        # The server inherits the mask: it never dies of signals that are meant for this process.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
         try:
             self._process = subprocess.Popen(
@@ -153,7 +162,7 @@ class ForkServer:
                 stderr=_if_open(2),
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, _MARK: self._mark},
-                cwd=None if paths.current_folder() else "/",  # MKL ends a process whose folder is gone
+                cwd=None if paths.current_folder() else "/",  # MKL ends a process whose current folder was deleted
             )
         except BaseException:
             self._socket.close()
@@ -165,14 +174,16 @@ class ForkServer:
     def make(
         self, name: str, target: Callable[..., None], arguments: tuple[Any, ...], stopping: Callable[[], bool]
     ) -> Process:
-        """A new process that calls a function.
+        """Make a new process that calls a function.
 
         Args:
-            target, arguments: pickled; their descriptors are handed over.
-            stopping: asked a few times a second; True gives up, the process is then dead from birth.
+            name: of the process.
+            target: function to call; pickled, with the descriptors that it holds.
+            arguments: of the function; pickled likewise.
+            stopping: polled a few times a second; if it returns True, the process is not waited for and counts as dead.
 
         Raises:
-            ForkServerLost: the server died or did not answer meanwhile; it is dead now, and so are all of its processes.
+            ForkServerLost: if the server died or did not answer; it is dead then, and all of its processes with it.
             OSError: if the system allows no more processes.
         """
         process = Process(self, name)
@@ -193,7 +204,7 @@ class ForkServer:
                     )
                 socket.send_fds(self._socket, [MESSAGE.pack(BORN, self._number, 0)], fds)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # as the wait will find
+                pass  # _wait_for finds this out
         self._wait_for(process, stopping)
         if process.pid is None:
             self._processes.pop(self._number, None)
@@ -222,13 +233,13 @@ class ForkServer:
             self.listen(_NO_CALL_LONGER)
 
     def nudge(self) -> None:
-        """Let it go on, if somebody stopped it."""
+        """Send the server SIGCONT, in case it was stopped."""
         if self.alive:
             assert self._process is not None
             self._process.send_signal(signal.SIGCONT)
 
     def listen(self, timeout: float) -> None:
-        """Take in what it has told, waiting so many seconds for something new."""
+        """Read the server's messages, waiting up to `timeout` seconds for a new one."""
         if self._process is None or self._owner != os.getpid():
             return
         if not _readable(self._socket.fileno(), timeout):
@@ -237,7 +248,7 @@ class ForkServer:
             news = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
         except (BlockingIOError, ConnectionResetError):
             return
-        if not news and timeout:  # it is gone: do not come back at once
+        if not news and timeout:  # the server is gone; do not poll in a busy loop
             time.sleep(min(timeout, 0.01))
         self._heard += news
         while len(self._heard) >= MESSAGE.size:
@@ -246,7 +257,7 @@ class ForkServer:
             if kind == READY:
                 self._ready = True
             elif (process := self._processes.get(number)) is None:
-                if kind == BORN:  # nobody waits for it any more
+                if kind == BORN:  # its requester gave up waiting
                     with suppress(OSError):
                         os.kill(value, signal.SIGKILL)
             elif kind == BORN:
@@ -256,7 +267,7 @@ class ForkServer:
                 del self._processes[number]
 
     def kill(self) -> None:
-        """End it, and with it all of its processes."""
+        """Kill the server, and with it all of its processes."""
         if self.alive:
             assert self._process is not None
             self._process.kill()
@@ -264,7 +275,7 @@ class ForkServer:
         self._bury()
 
     def close(self) -> None:
-        """End it as its parent's death would: what is left of its processes goes first."""
+        """End the server as its parent's death would: it ends its remaining processes first."""
         if self._process is None or self._owner != os.getpid():
             return
         if self._ready and self.alive:
@@ -275,7 +286,7 @@ class ForkServer:
         self.kill()
 
     def _bury(self) -> None:
-        """A server that is dead: hear its last words, end what it could not end any more."""
+        """Clean up after a dead server: read its last messages and kill the processes that it could not end."""
         if self._process is None:
             return
         self._process.wait(5.0)
@@ -301,8 +312,8 @@ class ForkServer:
 
 
 def _kill_marked(mark: bytes) -> None:
-    """Kill whoever has this in its environment (Linux)."""
-    for _ in range(20):  # until nobody is left who could have made more
+    """Kill all processes that have this in their environment (Linux)."""
+    for _ in range(20):  # again, because a process may have started another meanwhile
         found = False
         for environment in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
@@ -315,7 +326,7 @@ def _kill_marked(mark: bytes) -> None:
 
 
 class _Handing:
-    """What `reduction.DupFd` asks for while something is pickled for a child: it collects the descriptors."""
+    """A collector of descriptors: `reduction.DupFd` calls it while something is pickled for a child."""
 
     def __init__(self) -> None:
         self.descriptors: list[int] = []
@@ -329,7 +340,7 @@ class _Handing:
     def pickle(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> bytes:
         out = io.BytesIO()
         folder = next(iter(paths.current_folder()), "/")
-        # With one key, tensors travel through multiprocessing's pipes between all processes of a run.
+        # All processes of a run share one key, which multiprocessing needs to send tensors through its pipes.
         key = bytes(multiprocessing.current_process().authkey)
         pickle.dump({"path": paths.as_it_is(), "argv": sys.argv, "folder": folder, "key": key}, out)
         multiprocessing.context.set_spawning_popen(self)  # type: ignore[arg-type]
@@ -347,7 +358,7 @@ def _anonymous_file() -> BinaryIO:
 
 
 def _above_standard_streams(end: socket.socket) -> socket.socket:
-    """The same socket with a number that cannot be taken for a standard stream, where those are closed."""
+    """Return the same socket with a descriptor above 2, even where standard streams are closed."""
     if end.fileno() > 2:
         return end
     with end:
@@ -355,7 +366,7 @@ def _above_standard_streams(end: socket.socket) -> socket.socket:
 
 
 def _if_open(fd: int) -> int | None:
-    """For Popen: to inherit a standard stream, or nothing in its place."""
+    """Return the standard stream for Popen to inherit, or None if it is closed."""
     try:
         os.fstat(fd)
     except OSError:
@@ -365,9 +376,9 @@ def _if_open(fd: int) -> int | None:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Whatever this process starts inside the block, or adopts from those (Linux), is killed at its end.
+    """Kill, at the end of the block, every process that this one starts inside it or adopts from those (Linux).
 
-    What it starts is born with SIGUSR1 as usual, which `run.py` ignores until there is something to save.
+    Processes started inside have the usual SIGUSR1, which `run.py` ignores until there is something to save.
     """
     before = set(forkserver.children())
     ignored = signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
@@ -390,9 +401,9 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 def memory(pids: list[int]) -> list[float]:
-    """MB that each of these processes holds with all that it started: its share of what it shares (PSS), on Linux.
+    """Return the MB that each process holds with all its descendants, shared memory counted by share (PSS, on Linux).
 
-    Those of a process that is gone are 0.
+    A process that has ended counts 0.
     """
     below: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -421,5 +432,5 @@ def _readable(fd: int, timeout: float) -> bool:
 
 
 server = ForkServer()
-"""This process's."""
+"""The fork server of this process."""
 atexit.register(lambda: server.close())

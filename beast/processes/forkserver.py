@@ -1,8 +1,8 @@
-"""The process that all workers are forked from: it has imported torch once, so that each costs milliseconds.
+"""The process from which all workers are forked: it has imported torch once, so that each fork costs milliseconds.
 
-It talks to the parent through one socket that has no name, and to nobody else. What workers start is theirs and goes with
-them: each worker adopts what its children leave behind, this process adopts what a worker leaves behind, and kills it
-(Linux). It has a process group of its own, so that it outlives a kill of the whole group long enough to do that.
+It talks to the parent alone, through a socket without a name. Processes that a worker starts end with the worker: each
+worker adopts what its children leave behind, and this process adopts and kills what a worker leaves behind (Linux). It
+has its own process group, so that it outlives a kill of the whole group long enough to do that.
 """
 
 from __future__ import annotations
@@ -22,47 +22,56 @@ from pathlib import Path
 from typing import Any
 
 MESSAGE = struct.Struct("=3q")
-"""Kind, number of the request, value. What the parent asks for is BORN; its value does not matter."""
+"""Kind, number of the request, value. The parent requests a process with kind BORN and any value."""
 READY, BORN, FAILED, DEAD = range(4)
-"""All is imported; a worker lives (its pid); it could not be made (an errno); it ended (its exit code, or minus a signal)."""
-MOST_DESCRIPTORS = 253  # of Linux, in one message
-FOR_THE_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM)  # what reaches a group
+"""Imports are done; a worker runs (value: pid); could not be made (errno); ended (exit code, or minus the signal)."""
+MOST_DESCRIPTORS = 253  # Linux's limit for one message
+FOR_THE_PARENT = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGTERM,
+)  # signals that may be sent to the whole group
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _inherited: list[int] = []
 
 
 class Handed:
-    """A descriptor in what a worker is given: pickled as its place in the message's list."""
+    """A descriptor within a worker's arguments, pickled as its index in the message's list of descriptors.
+
+    Args:
+        place: that index.
+    """
 
     def __init__(self, place: int) -> None:
         self._place = place
 
     def detach(self) -> int:
-        """The descriptor, in the worker; its own from now on."""
+        """Return the descriptor in the worker, which owns it from then on."""
         return _inherited[self._place]
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux's; elsewhere nothing."""
+    """Call Linux's prctl; do nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
 
 
 def serve(fd: int, parent: int, preload: list[str]) -> None:
-    """The fork server's whole life.
+    """Run the fork server until its parent is gone.
 
     Args:
-        fd: of the socket to the parent.
-        parent: its pid.
+        fd: descriptor of the socket to the parent.
+        parent: process id of the parent.
         preload: modules to import before the first fork.
     """
-    # As long as it has no children the kernel may end it with its parent: by itself it would notice only after the imports.
+    # While it has no children the kernel may kill it with its parent, whose end it would only notice after the imports.
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     for number in FOR_THE_PARENT:
-        # Not ignored but caught: what a worker's environment executes is then born with the signals as they usually are.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # else it is under nohup
+        # Caught, not ignored: programs that an environment executes then start with the default handlers.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # an ignored SIGHUP means nohup
             signal.signal(number, _nothing)
             signal.siginterrupt(number, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -73,7 +82,7 @@ def serve(fd: int, parent: int, preload: list[str]) -> None:
         with suppress(ImportError):
             __import__(module)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    # From here on it has children to end first, when the socket says that the parent is gone: it must only not be stopped.
+    # From here on it must end its children first, when the socket closes with the parent; SIGCONT makes sure that it runs.
     prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     if os.getppid() != parent:
         os._exit(1)
@@ -89,6 +98,13 @@ def _nothing(number: int, frame: Any) -> None:
 
 
 class _Server:
+    """The fork server's loop.
+
+    Args:
+        parent: socket to the parent.
+        group: process group of the parent.
+    """
+
     def __init__(self, parent: socket.socket, group: int) -> None:
         self._parent, self._group = parent, group
         self._workers: dict[int, int] = {}  # pid -> number of its request
@@ -99,7 +115,7 @@ class _Server:
         signal.signal(signal.SIGCHLD, _nothing)
 
     def run(self) -> None:
-        """Fork and bury until the parent is gone."""
+        """Fork workers and reap them until the parent is gone."""
         poll = select.poll()
         poll.register(self._parent, select.POLLIN)
         poll.register(self._wake_r, select.POLLIN)
@@ -121,9 +137,7 @@ class _Server:
         if len(message) < MESSAGE.size:
             return False
         _, number, _ = MESSAGE.unpack(message)
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, [signal.SIGTERM]
-        )  # which a worker does not pass over as this process does
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # which ends a worker, but not this process
         try:
             pid = os.fork()
         except OSError as error:
@@ -140,7 +154,7 @@ class _Server:
         return True
 
     def _become(self, fds: list[int]) -> None:
-        """The rest of a worker's life."""
+        """Run a worker for the rest of this process's life."""
         try:
             server = os.getppid()
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -163,7 +177,7 @@ class _Server:
             os._exit(1)
 
     def _bury(self) -> None:
-        """Tell of the dead, and kill what they left behind."""
+        """Report the dead to the parent and kill the processes that they left behind."""
         someone = False
         while (found := _reap()) is not None:
             someone = True
@@ -171,11 +185,11 @@ class _Server:
             number = self._workers.pop(pid, None)
             if number is not None:
                 self._say(DEAD, number, os.waitstatus_to_exitcode(status))
-        if someone:  # each orphan's death comes back here, until there is none
+        if someone:  # a killed orphan's own children are adopted here in turn
             _kill([pid for pid in children() if pid not in self._workers])
 
     def end_all(self) -> None:
-        """Kill all children, and theirs, as they come here one after the other."""
+        """Kill all children and their descendants, which this process adopts one after the other."""
         self._parent.close()
         while True:
             with suppress(ChildProcessError):
@@ -205,7 +219,7 @@ def _kill(pids: list[int]) -> None:
 
 
 def children() -> list[int]:
-    """This process's own, adopted ones too (Linux; elsewhere none)."""
+    """Return the process ids of this process's children, adopted ones too (Linux; none on other systems)."""
     own = os.getpid()
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -235,7 +249,7 @@ def _live(fds: list[int]) -> None:
 
 
 def _watch_parent() -> None:
-    """Where the kernel does not do it."""
+    """End this process when its parent is gone, on systems where the kernel does not."""
     import threading
     import time
 

@@ -1,4 +1,4 @@
-"""What the machine has, and how to use it well: cores, memory allocation, number formats."""
+"""The machine: cores, memory, memory allocation, number formats."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 
 CGROUPS, MY_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # options of glibc's mallopt
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: affinity and container quota considered."""
+    """Return how many cores this process may use, by its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
@@ -26,21 +26,21 @@ def usable_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
-        pass  # no cgroup v2 quota here
+        pass  # no cgroup v2 quota
     return cores
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: of the machine's, and of what its control groups (containers) are allowed."""
+    """Return how many bytes this process may still allocate, on the machine and within its control groups (containers)."""
     free: int = psutil.virtual_memory().available
     for group in _memory_groups():
         for limit, usage, cache in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
-            with suppress(OSError, ValueError):  # no such file, or "max"
+            with suppress(OSError, ValueError):  # no such file, or its content is "max"
                 left = int((group / limit).read_text()) - int((group / usage).read_text())
-                with suppress(OSError, ValueError):  # what the kernel gives back before it kills
+                with suppress(OSError, ValueError):  # memory that the kernel reclaims before it kills a process
                     left += int(
                         dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())[cache]
                     )
@@ -49,7 +49,7 @@ def free_memory() -> int:
 
 
 def _memory_groups() -> Iterator[Path]:
-    """This process's control groups for memory, and those around them; in a container paths may be seen from outside."""
+    """Yield this process's memory control groups, innermost first; in a container, paths may be those of the host."""
     with suppress(OSError, ValueError):
         for line in Path(MY_CGROUPS).read_text().splitlines():
             _, controllers, mine = line.split(":", 2)
@@ -60,23 +60,21 @@ def _memory_groups() -> Iterator[Path]:
 
 
 def keep_freed_memory() -> None:
-    """Stop the C allocator from giving large blocks back to the kernel after each step.
+    """Stop the C allocator from returning large blocks to the kernel after each step.
 
-    Every large tensor of every step would be paged in anew; that costs up to half of the learner's time.
-
-    It holds for all threads if it is called before the first of them starts. Each of those before it (the emulator's, in
-    the first look at an Atari game) brings a pool of its own, which outlives it, is handed to the next thread (a
-    learner's), and knows no such setting.
+    Otherwise every large tensor of every step is paged in again, which costs up to half of the learner's time. The
+    setting holds for all threads that start after this call. A thread that ran before (the emulator's, in the first look
+    at an Atari game) leaves a memory pool without the setting, which the next thread (a learner's) would take over.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)  # the mmap threshold itself cannot be set above 32 MB
-        libc.mallopt(_M_ARENA_MAX, 1)  # learner threads hand large blocks to each other instead of hoarding them
+        libc.mallopt(_M_MMAP_MAX, 0)  # because the mmap threshold cannot be set above 32 MB
+        libc.mallopt(_M_ARENA_MAX, 1)  # learner threads share freed blocks instead of each keeping its own
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def allow_open_files(number: int = 1 << 16) -> int:
-    """Raise the limit of open files, of this process and its children to come, towards `number`; returns what it is."""
+    """Raise the limit of open files, of this process and its future children, towards `number`; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = min(limit for limit in (number, hard) if limit != resource.RLIM_INFINITY)
     if soft != resource.RLIM_INFINITY and soft < allowed:
@@ -86,15 +84,15 @@ def allow_open_files(number: int = 1 << 16) -> int:
 
 
 def use_compute_threads(number: int) -> None:
-    """How many threads PyTorch computes with for the calling thread; others keep theirs."""
+    """Set how many threads PyTorch computes with when the calling thread calls it; other threads keep theirs."""
     import torch
 
-    torch.get_num_threads()  # else the thread's first operation would set it to what any thread asked for last
+    torch.get_num_threads()  # otherwise the thread's first operation would reset it to what any thread set last
     torch.set_num_threads(number)
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
+    """Return whether this processor multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
     try:
         with open("/proc/cpuinfo") as file:
             flags = next((line for line in file if line.startswith("flags")), "")
@@ -104,7 +102,7 @@ def has_fast_bfloat16() -> bool:
 
 
 def describe_machine() -> dict[str, object]:
-    """A description for `config.json` and benchmark results: no names, no paths, no environment variables."""
+    """Describe the machine for `config.json` and benchmark results, without names, paths or environment variables."""
     import numpy
     import torch
 

@@ -1,10 +1,10 @@
-"""Where imports come from, one and the same in every process: the standard library first, the user's folder last.
+"""The import path, the same in every process: the standard library first, the user's folder last.
 
-Python itself puts the script's folder, or the current one, first: a `random.py` there would be taken for the standard
-library's. This module imports nothing but what is there when Python starts.
+Python itself puts the script's folder, or the current one, first: a `random.py` there would replace the standard
+library's. This module imports only modules that are loaded when Python starts.
 
-What is installed has one name at the top, `beast`. In the source tree three of its packages lie beside it, where they are
-easier to find (setup.cfg, package_dir); their names are the same: `beast.models`, `beast.monobeast`, `beast.polybeast`.
+An installation has one top-level package, `beast`. In the source tree some of its packages lie beside it, where they
+are easier to find (setup.cfg, package_dir), and have the same names: `beast.models` and so on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IN_SOURCE_TREE = not os.path.isfile(os.path.join(ROOT, "beast", "models", "__ini
 
 
 class _Beside:
-    """Finds the packages that lie beside `beast` in the source tree, whatever else bears their names."""
+    """A finder of the packages that lie beside `beast` in the source tree, even if other packages have their names."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
@@ -26,7 +26,7 @@ class _Beside:
 
 
 class _Rest:
-    """Finds the source tree's examples and benchmarks if the user has no packages of these names."""
+    """A finder of the source tree's examples and benchmarks, used if the user has no packages of these names."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> object:
@@ -36,20 +36,20 @@ class _Rest:
 def _in_root(name: str) -> object:
     from importlib.machinery import PathFinder
 
-    return PathFinder.find_spec(name, [ROOT])  # it looks for the last part of the name
+    return PathFinder.find_spec(name, [ROOT])  # it searches for the last part of the name
 
 
 def find_packages_beside() -> None:
-    """Give the source tree's packages the names that they have when they are installed."""
+    """Give the source tree's packages the names that they have when installed."""
     finders: list[object] = sys.meta_path  # type: ignore[assignment]
     if IN_SOURCE_TREE and _Beside not in finders:
         finders.insert(0, _Beside)
 
 
 def set_search_path(path: list[str]) -> None:
-    """Make this the path of this process, with the current folder moved to its end.
+    """Set the import path of this process, with the current folder moved to its end.
 
-    The source tree is not on it: a `models` or a `run` that is imported by that name is the user's own.
+    The source tree is not on it: importing `models` or `run` finds the user's own.
     """
     last = current_folder()
     moved = {os.path.realpath(folder) for folder in [*last, *([ROOT] if IN_SOURCE_TREE else [])]}
@@ -61,13 +61,13 @@ def set_search_path(path: list[str]) -> None:
 
 
 def as_it_is() -> list[str]:
-    """This process's path, for another one to take over: nothing in it depends on the current folder."""
+    """Return this process's import path for another process, without entries that depend on the current folder."""
     return [os.path.abspath(entry) for entry in sys.path if entry or current_folder()]
 
 
 def current_folder() -> list[str]:
-    """The current folder, or nothing if it was deleted."""
+    """Return the current folder as a list of one, or an empty list if it was deleted."""
     try:
         return [os.getcwd()]
-    except OSError:  # it is gone
+    except OSError:  # it was deleted
         return []

@@ -1,8 +1,8 @@
-"""Shared memory without a name: one anonymous block for many arrays, gone when the last process that maps it is gone.
+"""Shared memory without a name: one anonymous block for many arrays, freed when the last process that maps it ends.
 
-The block is a memfd (an unlinked temporary file where the system has none), so nothing shows under /dev/shm, nothing has
-to be unlinked after a crash, and a small /dev/shm as in containers does not matter. It costs two file descriptors (mmap
-keeps one of its own), however many arrays it holds.
+The block is a memfd (an unlinked temporary file where the system has none): it does not appear in /dev/shm, needs no
+cleaning up after a crash, and does not depend on the size of /dev/shm, which is small in containers. It costs two file
+descriptors (mmap keeps one of its own), however many arrays it holds.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 from beast.core.data import ArraySpec, Nested, flatten, map_nested
 from beast.processes.machine import free_memory
 
-_ALIGNMENT = 128  # bytes; two cache lines, so that no two processes' fields share one
+_ALIGNMENT = 128  # bytes: two cache lines, so that no cache line holds two arrays
 
 
 class SharedArrays:
-    """NumPy arrays in one shared block, nested as their specs are. Pickles by handing over the file descriptor.
+    """NumPy arrays in one shared block, nested as their specs are. Pickling hands over the file descriptor.
 
     Args:
-        specs: a tree of ArraySpec, full shapes.
+        specs: a tree of ArraySpec with full shapes.
 
     Raises:
-        MemoryError: if the system has not that much.
+        MemoryError: if the system does not have that much memory.
     """
 
     def __init__(self, specs: Nested) -> None:
@@ -62,7 +62,7 @@ class SharedArrays:
         return len(self._block)
 
     def __del__(self) -> None:
-        # The arrays keep the mapping alive as long as anyone holds one; only the descriptor is closed here.
+        # Any remaining array keeps the mapping alive; only the descriptor is closed here.
         if (fd := getattr(self, "_fd", None)) is not None:
             os.close(fd)
 
@@ -73,12 +73,12 @@ def _padded_bytes(spec: ArraySpec) -> int:
 
 
 def total_bytes(specs: Nested) -> int:
-    """What SharedArrays of these specs take."""
+    """Return the bytes that SharedArrays of these specs take."""
     return sum(_padded_bytes(spec) for spec in flatten(specs))
 
 
 def _anonymous_file(size: int) -> int:
-    # Asked before it is taken: Linux promises more than it has, and then kills some process, of anyone.
+    # Checked before allocating, because Linux promises more than it has and then kills some process.
     if size > free_memory():
         raise MemoryError(_too_much(size, "the machine has less free"))
     if hasattr(os, "memfd_create"):
@@ -89,7 +89,7 @@ def _anonymous_file(size: int) -> int:
     try:
         os.ftruncate(fd, size)
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, size)  # a lack of memory shows here, not as a SIGBUS later
+            os.posix_fallocate(fd, 0, size)  # a lack of memory raises here instead of a SIGBUS later
     except OSError as error:
         os.close(fd)
         raise MemoryError(_too_much(size, str(error))) from error

@@ -1,4 +1,4 @@
-"""What workers and threads report to: signs of life, steps, seconds by stage; and how they hear of the end."""
+"""What workers and threads report to: heartbeats, steps, seconds by stage; and the sign that tells them to stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from beast.processes.shared import SharedArrays
 
 
 class StatusBoard:
-    """What workers tell the parent without being asked: signs of life, steps, seconds by stage; and the stop sign."""
+    """A board in shared memory on which workers note heartbeats, steps and seconds by stage, and read the sign to stop.
+
+    Args:
+        num_workers: entries of the board.
+    """
 
     STAGES = ("environment", "inference", "store", "wait")
 
@@ -32,20 +36,26 @@ class StatusBoard:
 
     @property
     def arrays(self) -> dict[str, Any]:
+        """The board's arrays by name, each with one row per worker (`stop` has one element)."""
         arrays: dict[str, Any] = self._shared.arrays
         return arrays
 
     def stop(self) -> None:
-        """Ask every worker to leave."""
+        """Tell every worker to stop."""
         self.arrays["stop"][0] = 1
 
     def seconds(self) -> dict[str, float]:
-        """Seconds spent in each stage, summed over workers since the start."""
+        """Return the seconds spent in each stage, summed over workers since the start."""
         return dict(zip(self.STAGES, self.arrays["seconds"].sum(0).tolist(), strict=True))
 
 
 class WorkerStatus:
-    """A worker's own view of the board."""
+    """One worker's view of the board.
+
+    Args:
+        board: the shared board.
+        index: the worker's row on it.
+    """
 
     def __init__(self, board: StatusBoard, index: int) -> None:
         self._board, self.index = board, index
@@ -67,31 +77,37 @@ class WorkerStatus:
 
     @property
     def stopping(self) -> bool:
+        """Whether the run is stopping."""
         return bool(self._stop[0])
 
     @property
     def leaving(self) -> bool:
-        """Another process is to take this one's place: start no unroll any more, return when none is begun."""
+        """Whether a new process is to replace this one: it starts no further unroll and returns once none is in progress."""
         return bool(self._leave[self.index])
 
     def at_end(self, close: Callable[[], None]) -> None:
-        """Have something called at this worker's end, however it comes, unless it is killed."""
+        """Register a function to call when this worker ends, in whatever way except a kill."""
         self._closers.append(close)
 
     def close(self) -> None:
-        """Call what was asked for, the last first. What fails there has no consequences any more."""
+        """Call the registered functions, the last one first, and ignore their errors."""
         while self._closers:
             with suppress(Exception):
                 self._closers.pop()()
 
     def beat(self, steps: int = 0) -> None:
-        """I am alive, and have made that many steps since the last beat."""
+        """Note that this worker is alive and has made so many steps since the last beat."""
         self._heartbeat[self.index] = time.monotonic()
         self._steps[self.index] += steps
 
     @contextmanager
     def time(self, name: str, size: int = 0) -> Iterator[None]:
-        """Time a block as one of `StatusBoard.STAGES`; `size`: how many environments it serves, where that varies."""
+        """Time a block as one of `StatusBoard.STAGES`.
+
+        Args:
+            name: of the stage.
+            size: how many environments the block serves, where that varies.
+        """
         start = time.perf_counter()
         yield
         self._add(StatusBoard.STAGES.index(name), start, time.perf_counter(), size)
@@ -101,14 +117,19 @@ class WorkerStatus:
 
 
 class Clock:
-    """Seconds by stage, of all threads of this process together."""
+    """A clock that sums seconds by stage over all threads of this process."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def time(self, name: str, size: int = 0) -> Iterator[None]:
-        """Time a block; `size`: how many environments it serves, where that varies."""
+        """Time a block as a stage.
+
+        Args:
+            name: of the stage.
+            size: how many environments the block serves, where that varies.
+        """
         start = time.perf_counter()
         yield
         self._add(name, start, time.perf_counter(), size)
@@ -121,17 +142,22 @@ class Status(Protocol):
     """What actors and inference report to: a `WorkerStatus`, or a `LocalStatus` in the learner's process."""
 
     @property
-    def stopping(self) -> bool: ...
-    def beat(self, steps: int = 0) -> None: ...
-    def time(self, name: str, size: int = 0) -> AbstractContextManager[None]: ...
+    def stopping(self) -> bool:
+        """Whether the run is stopping."""
+
+    def beat(self, steps: int = 0) -> None:
+        """Note a sign of life and so many steps since the last one."""
+
+    def time(self, name: str, size: int = 0) -> AbstractContextManager[None]:
+        """Time a block as a stage that serves `size` environments."""
 
 
 class LocalStatus:
-    """The status of actors that share the learner's process: it counts nothing, and times with the learner's clock.
+    """The status of actors in the learner's process: it counts nothing and times with the learner's clock.
 
     Args:
-        stopping: whether the run is to end.
-        clock: the learner's.
+        stopping: returns whether the run is stopping.
+        clock: the learner's clock.
     """
 
     def __init__(self, stopping: Callable[[], bool], clock: Clock) -> None:
@@ -139,10 +165,12 @@ class LocalStatus:
 
     @property
     def stopping(self) -> bool:
+        """Whether the run is stopping."""
         return self._stopping()
 
     def beat(self, steps: int = 0) -> None:
-        pass
+        """Do nothing: nobody watches the learner's process for signs of life."""
 
     def time(self, name: str, size: int = 0) -> AbstractContextManager[None]:
+        """Time a block as a stage of the learner's clock."""
         return self._clock.time(name, size)

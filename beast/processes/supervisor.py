@@ -1,8 +1,8 @@
-"""Child processes: start, name, watch, restart and stop them; hand their errors back.
+"""Supervision of worker processes: start, name, watch, restart and stop them, and pass on their errors.
 
-Children are forked from a small server process that has imported torch once (`forkserver.py`, `children.py`), so that each
-costs milliseconds and a few megabytes. They pass over the signals that a terminal or a user sends to a whole group (the
-parent decides), and are gone when the parent is, with all that their environments started.
+Workers are forked from a small server process that has imported torch once (`forkserver.py`, `children.py`), so that
+each costs milliseconds and a few megabytes. They ignore the signals that a terminal or a user sends to the whole group
+(the parent decides) and end with the parent, together with all processes that their environments started.
 """
 
 from __future__ import annotations
@@ -25,42 +25,43 @@ from beast.processes.children import LOST, ForkServerLost, Process
 from beast.processes.machine import allow_open_files
 from beast.processes.status import StatusBoard, WorkerStatus
 
-MOST_AWAY = 1.0  # seconds between two looks at the workers; if it is more, this process was stopped or busy itself
-MEMORY_EVERY = 2.0  # seconds between looks at their memory
+MOST_AWAY = 1.0  # seconds between two checks of the workers; a longer gap means that this process was stopped or busy
+MEMORY_EVERY = 2.0  # seconds between two checks of the workers' memory
 
 
 @dataclass
 class Worker:
-    """One place that a process fills, and the process that fills it now."""
+    """A supervised worker: how its process is started, and the process that runs now."""
 
     name: str
     index: int
     target: Callable[..., None]
     make_arguments: Callable[[int], tuple[Any, ...]]
-    """From how often it was restarted to the target's arguments after its WorkerStatus."""
+    """Maps the number of restarts so far to the target's arguments after its WorkerStatus."""
     on_exit: Callable[[], str]
-    """Called once its process is dead; says what was lost."""
+    """Called when the process is dead; returns a description of what was lost."""
     leaves: bool = False
-    """It looks at `WorkerStatus.leaving`, so that it can be replaced when its memory has grown too much."""
+    """Whether it polls `WorkerStatus.leaving`, so that it can be replaced when it holds too much memory."""
     process: Any = None
     errors: Any = None
     restarts: deque[float] = field(default_factory=deque)
     count: int = 0
     first_step: int = 0
-    """Steps of those before it."""
+    """Steps that the earlier processes of this worker made."""
     held: float = 0.0
-    """MB, when it was asked to leave."""
+    """MB that it held when it was asked to leave."""
 
 
 class Workers:
-    """All children of a run.
+    """All worker processes of a run.
 
     Args:
-        board: shared with them.
-        max_restarts: within `window` seconds; one more death is a WorkerError.
+        board: status board shared with the workers.
+        max_restarts: restarts allowed within `window`; one more death raises WorkerError.
         timeout: seconds without a sign of life after which a process counts as hung.
-        log: takes one line for the console and the log.
-        max_memory: MB that a worker may hold with all that it started before it is asked to leave; None: no limit.
+        log: writes a line to the console and the log.
+        window: seconds over which restarts are counted.
+        max_memory: MB that a worker and its descendants may hold before it is asked to leave; None sets no limit.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class Workers:
         self._max_restarts, self._timeout, self._window, self._log = max_restarts, timeout, window, log
         self._max_memory, self._looked_at_memory = max_memory, 0.0
         self._looked: float | None = None
-        self._away: deque[tuple[float, float]] = deque()  # until when, and how long, this process did not look
+        self._away: deque[tuple[float, float]] = deque()  # (end, seconds) of times in which this process did not check
         self.workers: list[Worker] = []
         self.restarts = 0
         self.status_of: Callable[[int], WorkerStatus] = partial(WorkerStatus, board)
-        """From a place on the board to what its worker reports to."""
+        """Returns what the worker at an index of the board reports to."""
 
     def add(self, worker: Worker) -> None:
         """Start a worker and watch it from now on."""
@@ -92,7 +93,7 @@ class Workers:
         status = self.status_of(worker.index)
         worker.process = self._fork(worker, (worker.name, worker.target, status, arguments, sender))
         worker.errors = receiver
-        sender.close()  # so that the receiver sees the end when the child is gone
+        sender.close()  # so that the receiver sees the end of the pipe when the child is gone
 
     def _fork(self, worker: Worker, arguments: tuple[Any, ...]) -> Process:
         attempts = self._max_restarts + 1
@@ -119,11 +120,11 @@ class Workers:
         raise AssertionError("there is one attempt at least")
 
     def check(self) -> None:
-        """Notice dead and hung processes, and replace them; ask those that hold too much memory to leave.
+        """Replace dead and hung processes, and ask those that hold too much memory to leave.
 
         Raises:
-            WorkerError: if one failed before it did any work (which it would do again), or died too often, or its
-                environment breaks its contract.
+            WorkerError: if a worker failed before its first step (a restart would fail too), died too often, or has an
+                environment that breaks its contract.
         """
         now = time.monotonic()
         self._note_absence(now)
@@ -133,7 +134,7 @@ class Workers:
                 if silent > self._timeout:
                     self._replace(worker, f"gave no sign of life for {silent:.0f} s", "")
             elif self.board.arrays["stop"][0]:
-                return  # they leave because they were asked to
+                return  # the run is stopping
             elif self.board.arrays["leave"][worker.index] and worker.process.exitcode == 0:
                 self._log(
                     f"{worker.name} (pid {worker.process.pid}) held {worker.held:,.0f} MB with all it started "
@@ -150,7 +151,7 @@ class Workers:
             self._look_at_memory(self._max_memory)
 
     def _note_absence(self, now: float) -> None:
-        """Time in which this process did not run (Ctrl-Z stops all of a group) or did not look is held against nobody."""
+        """Note the time in which this process did not check (Ctrl-Z stops the whole group), which no worker is blamed for."""
         most = min(MOST_AWAY, self._timeout / 4)
         if self._looked is not None and now - self._looked > most:
             self._away.append((now, now - self._looked - most))
@@ -160,7 +161,7 @@ class Workers:
         self._looked = now
 
     def _silence(self, worker: Worker, now: float) -> float:
-        """Seconds without a sign of life that this process was there to see."""
+        """Return the seconds without a sign of life during which this process was checking."""
         last = float(self.board.arrays["heartbeat"][worker.index])
         return now - last - sum(seconds for until, seconds in self._away if until > last)
 
@@ -195,7 +196,7 @@ class Workers:
         return f"ended with exit code {code}", details
 
     def _replace(self, worker: Worker, cause: str, details: str) -> None:
-        pid, code = worker.process.pid, worker.process.exitcode  # None: it hangs
+        pid, code = worker.process.pid, worker.process.exitcode  # code is None if it hangs
         _kill(worker.process)
         lost = worker.on_exit()
         message = f"{worker.name} (pid {pid}) {cause}; {lost}"
@@ -216,7 +217,7 @@ class Workers:
         self._start(worker)
 
     def stop(self, deadline: float) -> None:
-        """Ask all to leave, wait `deadline` seconds in all, kill who is still there."""
+        """Ask all workers to leave, wait `deadline` seconds in total, and kill those that still run."""
         self.board.stop()
         end = time.monotonic() + deadline
         for worker in self.workers:
@@ -225,21 +226,21 @@ class Workers:
         for worker in late:
             _kill(worker.process)
         for worker in self.workers:
-            _ = worker.process.exitcode  # hear of its end, so that its descriptor is closed
-        # One that had not even begun to work is no news: nothing is lost with it.
+            _ = worker.process.exitcode  # reads the report of its end, so that its descriptor is closed
+        # Workers without a step are not worth a message: nothing is lost with them.
         if late := [worker for worker in late if self.board.arrays["steps"][worker.index] != worker.first_step]:
             names = ", ".join(worker.name for worker in late)
             self._log(f"{names} did not stop within {deadline:.0f} s and was killed")
 
     def kill(self) -> None:
-        """End all at once."""
+        """Kill all workers at once."""
         for worker in self.workers:
             worker.process.kill()
 
 
 def start_fork_server() -> None:
-    """Start the fork server, if there is none, so that it imports torch while the parent does."""
-    allow_open_files()  # inherited, by it and by all workers
+    """Start the fork server if there is none, so that it imports torch while the parent continues."""
+    allow_open_files()  # the server and all workers inherit the limit
     children.server.start()
 
 

@@ -1,1 +1,1 @@
-"""What a run says about itself: logs, TensorBoard, the console, a timeline; and files that are written whole."""
+"""What a run reports: log files, TensorBoard events, the console and a timeline; and how files are written atomically."""

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a `Report`, drawn as a live view in a terminal or as a line each in a pipe."""
+"""The console of a run: each `Report` is drawn as a live view in a terminal, or printed as one line in a pipe."""
 
 from __future__ import annotations
 
@@ -26,17 +26,22 @@ from rich.text import Text
 
 from beast.report.report import Report
 
-WIDTH = 110  # columns that the live view takes at most
-REFRESH = 0.5  # seconds between two drawings of it
-SHADES = (("█", "cyan"), ("▓", "blue"), ("▒", "magenta"), ("░", "bright_black"))  # told apart without colours too
+WIDTH = 110  # the live view's largest width, in columns
+REFRESH = 0.5  # seconds between two drawings of the live view
+SHADES = (("█", "cyan"), ("▓", "blue"), ("▒", "magenta"), ("░", "bright_black"))  # distinct without colours
 SPARKS = "▁▂▃▄▅▆▇█"
 QUIET = "bright_black"
 
 
 def open_console(title: str, start: Report, live: bool | None) -> LiveConsole | PlainConsole:
-    """A live view, or plain lines; where `live` is None, a live view if stdout is a terminal that can draw one.
+    """Open a live view or plain lines on standard output.
 
-    Nothing that happens to stdout later (a closed pipe, a lost terminal) raises.
+    Nothing that happens to standard output later (a closed pipe, a lost terminal) raises.
+
+    Args:
+        title: heading of the live view.
+        start: report that the live view shows until the first one comes.
+        live: whether to draw a live view; None draws one if standard output is a terminal that can show it.
     """
     stream = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None if the process was started with it closed
     if live is None:
@@ -45,7 +50,7 @@ def open_console(title: str, start: Report, live: bool | None) -> LiveConsole | 
 
 
 def number(value: float | None) -> str:
-    """Three digits that matter: `-20.3`, `0.00059`, `1,235`; `-` if unknown."""
+    """Format a number with three significant digits: `-20.3`, `0.00059`, `1,235`; `-` if it is unknown."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -54,35 +59,37 @@ def number(value: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """`12:34`, `5:43:21`, `3 days, 4:05:06`; `-` if unknown."""
+    """Format seconds as `12:34`, `5:43:21` or `3 days, 4:05:06`; `-` if they are unknown."""
     return "-" if seconds is None else str(timedelta(seconds=int(seconds))).removeprefix("0:")
 
 
 def sparkline(points: tuple[tuple[int, float], ...], width: int) -> str:
-    """A curve of (step, value) in at most `width` characters, steps evenly along it."""
+    """Draw a curve of (step, value) in at most `width` characters, with steps spaced evenly."""
     width = min(width, len(points))
     if width < 2:
         return ""
     start, end = points[0][0], points[-1][0]
     heights = [math.nan] * width
     for step, value in points:
-        heights[min(width - 1, (step - start) * width // max(end - start, 1))] = value  # the newest of its column
+        heights[min(width - 1, (step - start) * width // max(end - start, 1))] = (
+            value  # a column shows its newest value
+        )
     low, high = min(value for _, value in points), max(value for _, value in points)
     curve, spark = "", SPARKS[0]
     for height in heights:
         if not math.isnan(height):
             spark = SPARKS[round((height - low) / ((high - low) or 1.0) * (len(SPARKS) - 1))]
-        curve += spark  # a column without a report repeats the one before
+        curve += spark  # a column without a report repeats the previous one
     return curve
 
 
 @contextmanager
 def _never_fail(stream: IO[str]) -> Iterator[None]:
-    """Ignore that the stream cannot be written; where it is gone for good, write into the void from now on."""
+    """Ignore errors in writing to the stream; once it is gone for good, discard what is written to it."""
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:  # a full disk may have room again
+        if error.errno != errno.ENOSPC:  # a full disk may have room later
             _mute(stream)
     except ValueError:
         if not stream.closed:
@@ -90,20 +97,20 @@ def _never_fail(stream: IO[str]) -> Iterator[None]:
 
 
 def _mute(stream: IO[str]) -> None:
-    """At the descriptor, so that Python's own last flush at exit does not fail either."""
+    """Redirect the stream's descriptor to the null device, so that Python's last flush at exit does not fail either."""
     with suppress(OSError, ValueError), open(os.devnull, "w") as void:
         os.dup2(void.fileno(), stream.fileno())
 
 
 class PlainConsole:
-    """One line a report, for pipes and files."""
+    """Plain console output, one line for each report, for pipes and files."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lock = stream, threading.Lock()
         self._extra: Mapping[str, float] = {}
 
     def show(self, report: Report) -> None:
-        """One line."""
+        """Print a report as one line."""
         parts = [
             f"step {report.step:,} of {report.total_steps:,}",
             f"{number(report.sps)} sps {number(report.fps)} fps",
@@ -118,7 +125,7 @@ class PlainConsole:
         self.log(" | ".join(parts))
 
     def log(self, line: str) -> None:
-        """Print it now. Safe from several threads."""
+        """Print a line at once. Safe to call from several threads."""
         encoding = self._stream.encoding or "utf-8"
         line = line.encode(encoding, "backslashreplace").decode(encoding)
         with self._lock, _never_fail(self._stream):
@@ -126,32 +133,38 @@ class PlainConsole:
             self._stream.flush()
 
     def close(self) -> None:
-        """Nothing to undo."""
+        """Do nothing: plain lines leave nothing to restore."""
 
 
 class _Terminal(Console):
-    """Rich ends the program when its reader is gone; a run goes on."""
+    """A terminal whose loss the run survives; Rich would end the program."""
 
     def on_broken_pipe(self) -> None:
         _mute(self.file)
 
 
 class _Steady(Live):
-    """Draws over the last picture, every line at full width; Rich erases it first, which flickers."""
+    """A live view that overwrites the last picture line by line; Rich erases it first, which flickers."""
 
     _width = 0
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         processed = super().process_renderables(renderables)
         back, width, self._width = processed[0], self._width, self.console.width
-        only_view = all(isinstance(item, Control) for item in renderables)  # no line goes above it
+        only_view = all(isinstance(item, Control) for item in renderables)  # no log line is printed above the view
         if isinstance(back, Control) and only_view and width == self._width:
             back.segment = back.segment._replace(text=back.segment.text.replace("\x1b[2K", ""))
         return processed
 
 
 class LiveConsole:
-    """A view at the foot of the terminal that redraws itself; lines told go above it."""
+    """A live view at the bottom of the terminal that redraws itself, with log lines printed above it.
+
+    Args:
+        title: heading of the view.
+        start: report to show until the first one comes.
+        terminal: where to draw.
+    """
 
     def __init__(self, title: str, start: Report, terminal: Console) -> None:
         self._title, self._report, self._reported, self._terminal = title, start, time.monotonic(), terminal
@@ -159,23 +172,23 @@ class LiveConsole:
         self._live = _Steady(console=terminal, get_renderable=self._view, auto_refresh=False, vertical_overflow="crop")
         with _never_fail(terminal.file):
             self._live.start()
-            terminal.show_cursor(True)  # however the process ends, the terminal needs no repair
+            terminal.show_cursor(True)  # a killed process then leaves no hidden cursor
         self._drawer = threading.Thread(target=self._draw, name="console", daemon=True)
         self._drawer.start()
 
     def show(self, report: Report) -> None:
-        """Draw it from now on. What nothing new is known of since the last one stands."""
+        """Draw this report from now on; a value that it does not know keeps what the last report said."""
         old = {name: getattr(self._report, name) for name in ("losses", "policy_lag_mean", "policy_lag_max", "shares")}
         stands = {name: value for name, value in old.items() if getattr(report, name) in (None, {})}
         self._report, self._reported = replace(report, **stands), time.monotonic()
 
     def log(self, line: str) -> None:
-        """Print it above the view. Safe from several threads."""
+        """Print a line above the view. Safe to call from several threads."""
         with _never_fail(self._terminal.file):
             self._terminal.print(Text(line), soft_wrap=True)
 
     def close(self) -> None:
-        """Draw once more and leave the view where it is."""
+        """Draw the view once more and leave it on the screen."""
         self._closing.set()
         self._drawer.join()
         with _never_fail(self._terminal.file):
@@ -187,8 +200,8 @@ class LiveConsole:
                 self._live.refresh()
 
     def _view(self) -> RenderableType:
-        width = min(self._terminal.width, WIDTH) - 2  # a margin of one on both sides
-        report, room = self._report, width - 9  # beside the labels
+        width = min(self._terminal.width, WIDTH) - 2  # one column of margin on each side
+        report, room = self._report, width - 9  # the columns right of the labels
         since = 0.0 if self._closing.is_set() else time.monotonic() - self._reported
         left = report.left and max(0.0, report.left - since)
         rows = Table.grid(padding=(0, 1))
@@ -233,19 +246,19 @@ def _short(losses: Mapping[str, float]) -> dict[str, str]:
 
 
 def _words(*words: str) -> Text:
-    """Numbers and what they are, in turn."""
+    """Style a line in which numbers and words alternate."""
     return Text.assemble(*zip(words, itertools.cycle(("", QUIET))))
 
 
 def _cells(values: Mapping[str, str]) -> RenderableType:
-    """Names and numbers in columns that do not move when the numbers change."""
+    """Lay out names and numbers in columns that stay in place when the numbers change."""
     widest = max(map(len, values), default=0)
     cells = [Text.assemble((f"{name:<{widest}} ", QUIET), f"{value:<9}") for name, value in values.items()]
     return Columns(cells, equal=True, padding=(0, 2)) if cells else Text("-")
 
 
 def _stages(shares: Mapping[str, float], width: int) -> list[Text]:
-    """A bar of `width` characters cut into shares, and its legend."""
+    """Draw a bar of `width` characters divided by the shares, and its legend."""
     ends = [round(width * end) for end in itertools.accumulate(shares.values(), initial=0.0)]
     bar, legend = Text(), Text()
     for (stage, share), start, end, (shade, style) in zip(shares.items(), ends, ends[1:], itertools.cycle(SHADES)):

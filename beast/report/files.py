@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writing: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import IO, Any
 
 import torch
 
-NUMBER_RECORD = "archive/number"  # a record of its own in the zip file, where PyTorch wants all of them
+NUMBER_RECORD = "archive/number"  # record in the checkpoint's zip file, in the folder where PyTorch expects all records
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(file)` on a temporary file beside `path`, make it durable, and put it in place.
+    """Call `write(file)` on a temporary file beside `path`, sync it to disk and rename it to `path`.
 
-    The temporary file is locked as long as its writer lives: see `_remove_left_behind` in `beast/run/checkpoint.py`.
+    The temporary file is locked while its writer lives: see `_remove_left_behind` in `beast/run/checkpoint.py`.
 
     Raises:
-        OSError: if anything fails; `path` is then as it was.
+        OSError: if anything fails; `path` is then unchanged.
     """
     temporary, file = _temporary_beside(path)
     try:
@@ -39,23 +39,23 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def _temporary_beside(path: Path) -> tuple[Path, IO[bytes]]:
-    """A new file that is ours alone, with the rights that the umask leaves."""
+    """Create and lock a new temporary file beside `path`, with the permissions that the umask allows."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with suppress(FileExistsError):
             file = open(temporary, "xb")  # noqa: SIM115
-            with suppress(OSError):  # a file system without locks goes without
+            with suppress(OSError):  # not every file system has locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_nlink:
                 return temporary, file
-            file.close()  # somebody took it for one that was left behind, before it was locked
+            file.close()  # another process removed it as left behind, before it was locked
 
 
 def write_tensors(path: Path, value: Any, number: int | None = None) -> None:
-    """Atomically, as PyTorch saves, with a record of its own for a checkpoint's number.
+    """Write a value atomically in PyTorch's format, with a checkpoint's number in a record of its own.
 
     Raises:
-        OSError: if it cannot be written; `path` is then as it was.
+        OSError: if the file cannot be written; `path` is then unchanged.
     """
     data = io.BytesIO()  # in memory first: PyTorch's own writer turns a full disk into "unexpected pos 193408"
     torch.save(value, data)
@@ -66,5 +66,5 @@ def write_tensors(path: Path, value: Any, number: int | None = None) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically, indented."""
+    """Write a value atomically as indented JSON."""
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))

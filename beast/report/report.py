@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Report:
-    """The state of a run at one moment; None where it is not known (yet).
+    """The state of a run at one moment; None marks what is not known yet.
 
-    Steps are agent steps, frames are steps times action repeat, times are seconds, `sps` and `fps` per second. Speeds,
-    losses, lag (updates between acting and learning) and shares (of the actors' time, 0 to 1) are of the time since the
-    last report; episode means are over the last `window` full games, of `episodes` so far.
+    Steps are agent steps, frames are steps times the action repeat, times are in seconds, `sps` and `fps` are per second.
+    Speeds, losses, policy lag (updates between acting and learning) and shares (of the actors' time, 0 to 1) cover the
+    time since the last report; episode means cover the last `window` full games of `episodes` so far.
     """
 
     total_steps: int
@@ -28,20 +28,20 @@ class Report:
     mean_episode_return: float | None = None
     mean_episode_steps: float | None = None
     history: tuple[tuple[int, float], ...] = ()
-    """(step, mean return) of this report and earlier ones"""
+    """Pairs (step, mean return) of this report and earlier ones."""
     losses: Mapping[str, float] = field(default_factory=dict)
-    """the learner's metrics by name"""
+    """The learner's metrics by name."""
     learning_rate: float | None = None
     policy_lag_mean: float | None = None
     policy_lag_max: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     env: Mapping[str, float] = field(default_factory=dict)
-    """the environment's own metrics, means over the last games that had them"""
+    """The environment's own metrics, averaged over the last games that reported them."""
     extra: Mapping[str, float] = field(default_factory=dict)
-    """whatever else the caller reports"""
+    """Further columns that the caller reports."""
 
     def groups(self) -> dict[str, dict[str, float | None]]:
-        """The numbers for the logs by column, under the names of TensorBoard's sections."""
+        """Return the numbers for the logs by column, under the names of TensorBoard's sections."""
 
         def fields(*names: str) -> dict[str, float | None]:
             return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""Everything a run says about itself: `logs.csv`, TensorBoard events, `log.txt`, the console."""
+"""The outputs of a run's reports: `logs.csv`, TensorBoard events, `log.txt` and the console."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from beast.report.files import write_atomically
 from beast.report.report import Report
 from beast.store.unrolls import Episode
 
-WINDOW = 100  # full games that the means are taken over
-HISTORY = 512  # points of the console's curve
-PACE = 30  # reports that the time left is estimated from
+WINDOW = 100  # full games over which returns are averaged
+HISTORY = 512  # most points of the console's curve
+PACE = 30  # reports from which the remaining time is estimated
 
 
 class Reports:
-    """Everything a run says about itself: logs.csv, TensorBoard events, log.txt, the console.
+    """The outputs of a run's reports: `logs.csv`, TensorBoard events, `log.txt` and the console.
 
-    Files that cannot be written (a full disk) are told about once and tried again at each report; the run goes on.
+    If files cannot be written (a full disk), this is logged once, each report tries again, and the run continues.
 
     Args:
-        folder: of the run; None writes no files.
+        folder: the run's folder; None writes no files.
         total_steps: agent steps at which the run ends.
         action_repeat: frames in an agent step.
-        start_step: of a resumed run; later rows of its logs are dropped, the curve is the one of an unbroken run.
-        live: a view that redraws itself, or plain lines; None: the view if stdout is a terminal.
-        title: of the live view.
+        start_step: step at which a resumed run starts; later rows of its logs are dropped, as if it had never stopped.
+        live: True draws a live view, False prints lines, None draws a live view if standard output is a terminal.
+        title: heading of the live view.
 
     Raises:
         OSError: if the logs of a resumed run cannot be read or rewritten.
@@ -57,8 +57,8 @@ class Reports:
             self._files = [_Table(folder / "logs.csv", start_step), _Events(folder, start_step, self.log)]
             self._log = folder / "log.txt"
 
-        self._lock = threading.Lock()  # of what learner threads add to
-        self._sums: dict[str, tuple[torch.Tensor | float, int]] = {}  # and counts; tensors stay on their device
+        self._lock = threading.Lock()  # guards what learner threads add to
+        self._sums: dict[str, tuple[torch.Tensor | float, int]] = {}  # sum and count; tensors stay on their device
         self._lags = (0, 0, 0)  # count, sum, maximum
         self._last_lag: dict[str, float] = {"mean": 0.0, "max": 0}
         self._games: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # return, steps
@@ -74,7 +74,7 @@ class Reports:
     # -- what happened ------------------------------------------------------------------------------------------------
 
     def add_episodes(self, episodes: list[Episode]) -> None:
-        """Full games that ended. A metric that an environment did not give (NaN) is left out of that metric's mean."""
+        """Add full games that ended. A metric that an environment did not give (NaN) does not count in that metric's mean."""
         with self._lock:
             self._episodes += len(episodes)
             for episode in episodes:
@@ -84,9 +84,13 @@ class Reports:
                         self._env.setdefault(name, deque(maxlen=WINDOW)).append(value)
 
     def add_update(self, metrics: dict[str, torch.Tensor], policy_lags: torch.Tensor) -> None:
-        """One update's scalars, left on their device, and the lags of its steps.
+        """Add one update's metrics, which stay on their device, and the policy lags of its steps.
 
-        Safe from several threads; never waits for a device. Lags are int64, on the CPU, in updates; there may be none.
+        Safe to call from several threads; never waits for a device.
+
+        Args:
+            metrics: scalars by name.
+            policy_lags: int64 on the CPU, in updates; may be empty.
         """
         with self._lock:
             for name, value in metrics.items():
@@ -98,13 +102,13 @@ class Reports:
                 self._lags = number + policy_lags.numel(), lags + int(policy_lags.sum()), most
 
     def lag(self) -> dict[str, float]:
-        """`mean` and `max` of the policy lag in updates since the last report; if there was no update, before it."""
+        """Return `mean` and `max` of the policy lag in updates since the last report; the last values if no update was made."""
         with self._lock:
             return _mean_max(*self._lags) or self._last_lag
 
     @property
     def window_full(self) -> bool:
-        """Whether the means are over as many games as they are meant to be."""
+        """Return whether the means cover `WINDOW` games already."""
         return len(self._games) == WINDOW
 
     # -- what is said about it ----------------------------------------------------------------------------------------
@@ -113,15 +117,17 @@ class Reports:
         self, *, step: int, updates: int, learning_rate: float, stages: dict[str, float],
         extra: dict[str, float] | None = None,
     ) -> dict[str, float]:  # fmt: skip
-        """One row: to every file and the console. Call it from one thread.
+        """Write one row to every file and show it on the console. Call it from one thread.
 
         Args:
-            step, updates: learned from and made so far.
+            step: agent steps learned from so far.
+            updates: updates made so far.
+            learning_rate: the optimiser's, now.
             stages: the actors' seconds by stage since the start.
             extra: further columns.
 
         Returns:
-            The row; what is not known (yet) is not in it.
+            The row, without the values that are not known yet.
         """
         with self._lock:
             sums, lag = self._sums, _mean_max(*self._lags)
@@ -149,7 +155,9 @@ class Reports:
             mean_episode_return=mean_return,
             mean_episode_steps=mean_steps,
             history=tuple(self._history),
-            losses={name: float(total) / count for name, (total, count) in sums.items()},  # waits for the device
+            losses={
+                name: float(total) / count for name, (total, count) in sums.items()
+            },  # float() waits for the device
             learning_rate=learning_rate,
             policy_lag_mean=lag.get("mean"),
             policy_lag_max=lag.get("max"),
@@ -164,12 +172,12 @@ class Reports:
         return {name: value for name, value in _row(report).items() if value is not None}
 
     def log(self, line: str) -> None:
-        """One line (or more) for a person, now and in log.txt. Safe from several threads."""
+        """Show one or more lines on the console and append them to `log.txt`. Safe to call from several threads."""
         self._console.log(line)
         self._try(_append, self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode(errors="replace"))
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._console.close()
 
     def _try(self, write: Callable[..., None], *arguments: Any) -> None:
@@ -181,7 +189,7 @@ class Reports:
                 self._console.log(f"cannot write logs ({error}); training goes on, each report tries again")
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on in a resumed run: the last games, their count, seconds so far, the curve. Plain types only."""
+        """Return what a resumed run continues with, as plain types: the last games, their count, seconds so far, the curve."""
         with self._lock:
             return {
                 "games": list(self._games),
@@ -192,7 +200,7 @@ class Reports:
             }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Before the first report."""
+        """Continue with the state of an earlier part of the run. Call it before the first report."""
         with self._lock:
             self._games.extend((game[0], game[1]) for game in state["games"])
             self._env = {name: deque(values, maxlen=WINDOW) for name, values in state["env"].items()}
@@ -205,12 +213,12 @@ def _mean_max(count: int, total: int, most: int) -> dict[str, float]:
 
 
 def _pace(before: tuple[float, int], after: tuple[float, int]) -> float:
-    """Steps a second between two (seconds, steps)."""
+    """Return the steps per second between two readings (seconds, steps)."""
     return (after[1] - before[1]) / max(after[0] - before[0], 1e-3)
 
 
 def _shares(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Of the time that passed in all stages between two readings, each one's part; empty if none passed."""
+    """Return each stage's share of the time spent between two readings; empty if no time was spent."""
     spent = {stage: max(0.0, seconds - before.get(stage, 0.0)) for stage, seconds in after.items()}
     total = sum(spent.values())
     return {stage: seconds / total for stage, seconds in spent.items()} if total > 0 else {}
@@ -221,7 +229,7 @@ def _row(report: Report) -> dict[str, float | None]:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """All of it or nothing: what a full disk cut short is taken back, so that the file stays readable."""
+    """Append all data or none: after a failure (a full disk) the file is cut to its former length and stays readable."""
     with open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -234,7 +242,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 class _Table:
-    """A CSV file that takes new columns at any time; every line has all of them."""
+    """A CSV file that can gain columns at any time; every line has all of them."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         self._path = path
@@ -255,7 +263,7 @@ class _Table:
         whole, _, _ = self._path.read_text("utf-8", "replace").rpartition("\n")  # a crash may have cut the last line
         lines: list[list[str]] = []
         for line in whole.splitlines():
-            with suppress(csv.Error):  # whatever it is, no line of ours
+            with suppress(csv.Error):  # a damaged line is skipped
                 lines += csv.reader([line])
         rows = [dict(zip_longest(lines[0], line[: len(lines[0])], fillvalue="")) for line in lines[1:]]
         return [row for row in rows if row.get("step", "").isdecimal() and len(row["step"]) < 20]
@@ -273,9 +281,9 @@ def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
 
 
 class _Events:
-    """TensorBoard's scalars, x = step, written as they come, so that a killed run keeps them.
+    """TensorBoard scalars over agent steps, written at each report, so that a killed run keeps them.
 
-    Not by its SummaryWriter: that writes in a thread of its own, which dies with a traceback on a full disk.
+    TensorBoard's own SummaryWriter writes in another thread, which dies with a traceback on a full disk.
     """
 
     def __init__(self, folder: Path, start_step: int, log: Callable[[str], None]) -> None:
@@ -285,17 +293,17 @@ class _Events:
     def write(self, report: Report) -> None:
         if not self._usable:
             return
-        try:  # here, because importing it takes long
+        try:  # imported here because it takes long
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.compat.proto.summary_pb2 import Summary
             from tensorboard.summary.writer.record_writer import RecordWriter
-        except Exception as error:  # whatever its dependencies raise: a run does not need it
+        except Exception as error:  # its dependencies may raise anything, and a run does not need it
             self._usable = False
             self._log(f"no TensorBoard events ({type(error).__name__}: {error})".splitlines()[0])
             return
         events = []
         if not self._begun:
-            # The second tells TensorBoard to forget what an earlier part of the run wrote from that step on.
+            # The second event tells TensorBoard to drop what an earlier part of the run wrote from that step on.
             start = SessionLog(status=SessionLog.START)
             events = [Event(file_version="brain.Event:2"), Event(step=self._start_step + 1, session_log=start)]
         values = [

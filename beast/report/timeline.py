@@ -1,6 +1,7 @@
-"""Who did what when: rings in shared memory for the workers, clocks for threads, and the file that shows both.
+"""The timeline of a run: which process and thread did what, and when.
 
-Workers and threads time their stages in any case. Only with a Trace does each of them also keep when they began and ended.
+Workers and threads always measure the seconds of each stage. With a `Trace` they also keep when each block began and
+ended: workers in rings in shared memory, threads in their clock.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from beast.processes.status import Clock, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker
 from beast.report.files import write_atomically
 
-CAPACITY = 1 << 16  # newest events kept of each worker: 1.5 MB, a minute of the fastest
+CAPACITY = 1 << 16  # newest events kept for each worker: 1.5 MB, about a minute of the fastest worker
 
 _EVENT = np.dtype([("stage", np.int32), ("size", np.int32), ("start", np.float64), ("end", np.float64)])
 
 
 class Event(NamedTuple):
-    """One block; times in seconds of `time.perf_counter`, which on Linux all processes share."""
+    """One timed block; times are seconds of `time.perf_counter`, which all processes share on Linux."""
 
     stage: str
     start: float
@@ -35,7 +36,7 @@ class Event(NamedTuple):
 
 
 class TracedClock(Clock):
-    """A clock that keeps every block, by thread."""
+    """A clock that also keeps every block, by thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,21 +49,25 @@ class TracedClock(Clock):
 
 
 class Ring:
-    """A worker's newest events, in shared memory: they outlive it."""
+    """The newest events of one worker, in shared memory, so that they outlive it.
+
+    Args:
+        capacity: most events to keep.
+    """
 
     def __init__(self, capacity: int) -> None:
         count = ArraySpec((1,), np.dtype(np.int64))
         self._shared = SharedArrays({"count": count, "events": ArraySpec((capacity,), _EVENT)})
 
     def add(self, stage: int, start: float, end: float, size: int) -> None:
-        """The one worker whose ring this is, alone."""
+        """Add an event. Only the worker that owns the ring may call this."""
         arrays = self._shared.arrays
         events, number = arrays["events"], int(arrays["count"][0])
         events[number % len(events)] = stage, size, start, end
         arrays["count"][0] = number + 1
 
     def read(self) -> tuple[list[Event], bool]:
-        """Oldest first, once nobody writes any more; and whether older ones were overwritten."""
+        """Return the events, oldest first, and whether older ones were overwritten. Call it when the worker has ended."""
         events: Array = self._shared.arrays["events"]
         number = int(self._shared.arrays["count"][0])
         overwritten = number > len(events)
@@ -72,7 +77,7 @@ class Ring:
 
 
 class TracedStatus(WorkerStatus):
-    """A worker's view of the board, and its ring."""
+    """A worker's view of the status board that also keeps every block in a ring."""
 
     def __init__(self, board: StatusBoard, index: int, ring: Ring) -> None:
         super().__init__(board, index)
@@ -91,7 +96,11 @@ class TracedStatus(WorkerStatus):
 
 
 class Trace:
-    """All events of a run, if `assemble` is given it."""
+    """The record of all timed blocks of a run, kept if it is passed to `assemble`.
+
+    Args:
+        capacity: most events to keep for each worker.
+    """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.clock = TracedClock()
@@ -99,16 +108,22 @@ class Trace:
         self._rings: dict[int, Ring] = {}
 
     def status_of(self, board: StatusBoard, index: int) -> WorkerStatus:
-        """For the worker at this place of the board; one after it, in the same place, goes on with its ring."""
+        """Return the status for the worker at this index of the board; a replacement at the same index continues its ring."""
         if index not in self._rings:
             self._rings[index] = Ring(self._capacity)
         return TracedStatus(board, index, self._rings[index])
 
     def write(self, path: Path, start: float, end: float, workers: list[Worker]) -> list[str]:
-        """Write what happened from `start` to `end`, blocks cut off there, as JSON for chrome://tracing and Perfetto.
+        """Write the blocks between `start` and `end`, cut off there, as JSON for chrome://tracing and Perfetto.
+
+        Args:
+            path: file to write.
+            start: in seconds of `time.perf_counter`.
+            end: in seconds of `time.perf_counter`.
+            workers: workers to include; they must have ended.
 
         Returns:
-            Names of workers whose ring was too small for all of it.
+            Names of the workers whose ring was too small to hold all their events.
 
         Raises:
             OSError: if the file cannot be written.
@@ -130,7 +145,7 @@ class Trace:
 
 
 class _File:
-    """Events as the format has them, times in microseconds since `start`."""
+    """The content of a trace file, with times in microseconds since `start`."""
 
     def __init__(self, start: float, end: float) -> None:
         self._start, self._end = start, end

@@ -23,7 +23,7 @@ import beast
 from beast.core.errors import CheckpointError, ConfigError
 from beast.processes import machine, paths
 from beast.report.files import write_json
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 from beast.settings.config import Config, RunConfig, is_name
 
 _LOCK = ".lock"
@@ -31,8 +31,8 @@ _LOCK = ".lock"
 # Another value of one of these is another network, task or optimiser: no checkpoint can follow.
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
-    "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm", "algorithm",
-    "rmsprop_form", "momentum",
+    "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm",
+    "normalise_observations", "scale_rewards", "algorithm", "rmsprop_form", "momentum",
 )  # fmt: skip
 
 
@@ -188,11 +188,11 @@ def run_to_resume(given: dict[str, Any]) -> Path | None:
     if not name:
         return None
     if name != "auto":
-        return checkpoint.find_run(name, savedir)
+        return finding.find_run(name, savedir)
     if not given.get("xpid"):
         raise ConfigError("--resume auto must know which run: add --xpid NAME")
     folder = Path(savedir) / given["xpid"]
-    return checkpoint.find_run(str(folder), savedir) if checkpoint.saved(folder) else None
+    return finding.find_run(str(folder), savedir) if checkpoint.saved(folder) else None
 
 
 def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from beast.core.errors import CheckpointError
 from beast.core.names import TRAINERS
 
 _KEY_SIZE = 32  # bytes
@@ -141,3 +142,41 @@ def _make_key(path: Path) -> None:
             os.link(temporary, path)
     finally:
         temporary.unlink()
+
+
+def settings_of(
+    path: Path, state: dict[str, Any], given: dict[str, Any] | None, trusted: bool, replaced: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The settings in a checkpoint, once it is certain that following them runs no code but what the reader agreed to.
+
+    Args:
+        path: where `state` was read from.
+        given: what the reader typed: settings of the same value need no trust; None: nothing can be typed.
+        trusted: the reader trusts the file.
+        replaced: settings of the file that will not be followed, because the reader typed others or only wants to act.
+
+    Raises:
+        CheckpointError: if it names code, and neither is it this user's nor did the reader name or trust that.
+    """
+    config: dict[str, Any] = state["config"]
+    named = {
+        name: value
+        for name, value in code_in(config).items()
+        if name not in replaced and (not given or name not in given or given[name] != value)
+    }
+    if not named or trusted:
+        return config
+    hint = ""
+    try:
+        if is_own(config, state.get("signature")):
+            return config
+    except KeyRefused as error:
+        hint = f" (the key {error})"
+    flags = ", ".join(
+        f"--{name} {value if isinstance(value, str) else repr(value)}"[:80] for name, value in named.items()
+    )
+    consent = "" if given is None else f", or give the same {' and '.join(f'--{name}' for name in named)}"
+    raise CheckpointError(
+        f"{path} names code ({flags}) and was not made by you on this machine{hint}: add --trust (from Python: trust=True) "
+        f"if you trust it{consent}"
+    )

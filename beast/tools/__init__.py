@@ -1,1 +1,1 @@
-"""Commands beside training: evaluation, videos, profiles, the search for fast settings."""
+"""The commands beside training: evaluation, videos, profiles, the search for fast settings, curves."""

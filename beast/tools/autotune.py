@@ -1,4 +1,4 @@
-"""A short search for the fastest settings: one flag after the other, what helps is kept. Each point is a run of its own."""
+"""A short search for the fastest settings: one flag after the other, keeping what helps. Each point is a run of its own."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from beast.run.folder import git_commit
 from beast.settings.config import Config
 from beast.settings.flags import to_arguments
 
-SECONDS, WARM_UP = 4.0, 1.5  # of each point: enough to see differences above GAIN
-GAIN = 1.03  # times faster than the best so far; less is noise
-PATIENCE = 180.0  # seconds that a point may take in all
+SECONDS, WARM_UP = 4.0, 1.5  # seconds for each point, enough to see differences above GAIN
+GAIN = 1.03  # ratio to the best speed so far that counts as faster; less is noise
+PATIENCE = 180.0  # seconds that a point may take in total
 
 Step = Callable[[dict[str, Any]], Any]
 
 
 class PointFailed(RuntimeError):
-    """A run ended with an error; the message is its one line."""
+    """A run of the search ended with an error; the message is one line."""
 
 
 @dataclass
 class Point:
-    """Settings that were tried."""
+    """One combination of settings that was tried, and its speed."""
 
     changes: dict[str, Any]
-    """Flags that differ from those given."""
+    """Flags that differ from the given ones."""
     settings: dict[str, Any]
-    """The tuned flags, as they came out."""
+    """Values of the tuned flags, as the run resolved them."""
     sps: float = 0.0
     pss_mb: float = 0.0
     policy_lag: float = 0.0
@@ -51,18 +51,19 @@ class Point:
 
 
 def profile_of(values: dict[str, Any], *own: str, timeout: float = PATIENCE) -> dict[str, Any]:
-    """The figures of `profile` in a process of its own, so that nothing carries over.
+    """Run `profile` in a process of its own, so that points do not affect each other, and return its figures.
 
     Args:
         values: flags of the trainer by name.
-        own: further arguments, of profile itself.
+        own: further arguments, of `profile` itself.
+        timeout: seconds that the process may take.
 
     Raises:
-        PointFailed: if it ends with an error, or not within `timeout` seconds.
+        PointFailed: if it ends with an error or not within `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        # Imports come from where this process has them; `-m beast` could take another's `beast` in the current folder.
+        # It uses this process's import path; `-m beast` could find another `beast` in the current folder.
         program = (
             f"import sys; sys.path.insert(0, {paths.ROOT!r}); from beast import cli; "
             f"sys.path[:] = {paths.as_it_is()!r}; sys.exit(cli.main())"
@@ -85,7 +86,7 @@ def profile_of(values: dict[str, Any], *own: str, timeout: float = PATIENCE) -> 
 
 
 def _hosts(factor: int) -> Step:
-    """The next count of processes in this direction: around one a core."""
+    """Return a step to the next number of processes in this direction, around one for each core."""
     cores = usable_cores()
     ladder = sorted({1, max(1, cores // 2), max(1, cores - 1), cores, 2 * cores})
 
@@ -98,12 +99,12 @@ def _hosts(factor: int) -> Step:
 
 
 def _other_trainer(settings: dict[str, Any]) -> str:
-    """The next of those that come with this program."""
+    """Return the next trainer among those that come with this program."""
     return TRAINERS[(TRAINERS.index(settings["trainer"]) + 1) % len(TRAINERS)]
 
 
 def _other_precision(settings: dict[str, Any]) -> str | None:
-    """bfloat16 is what `auto` chooses wherever it can pay."""
+    """Return float32 to try; `auto` chooses bfloat16 wherever it may be faster."""
     return "float32" if settings["precision"] == "bfloat16" else None
 
 
@@ -118,16 +119,16 @@ DIMENSIONS: dict[str, tuple[Step, ...]] = {
     ),
     "precision": (_other_precision,),
 }
-"""Flags in the order in which they are tuned; for each, from the best settings to the next value, in each direction."""
+"""Flags in the order of tuning; each step maps the best settings to the flag's next value in one direction."""
 
 
 class Search:
-    """Greedy: along each flag in each direction as long as it gets faster. Flags that were given stay as they are.
+    """A greedy search along each flag, in each direction, while it gets faster; flags that were given stay as they are.
 
     Args:
         given: the flags as typed.
-        budget: seconds for all; the point that would overrun it is not begun, but two are tried in any case.
-        seconds: of each point's steady window.
+        budget: seconds for the whole search; a point that would exceed it is not started, except the first two.
+        seconds: length of each point's steady window.
     """
 
     def __init__(self, given: dict[str, Any], budget: float, seconds: float = SECONDS) -> None:
@@ -137,10 +138,10 @@ class Search:
         self._longest = 0.0
 
     def run(self) -> Point:
-        """The fastest point.
+        """Search and return the fastest point.
 
         Raises:
-            ConfigError: if the settings given do not run.
+            ConfigError: if the given settings do not run.
         """
         print("  steps/s  processes  actors  trainer    batch  learner threads  precision     memory  policy lag")
         best = self._try({}, {})
@@ -209,11 +210,15 @@ class Search:
 def autotune(given: dict[str, Any], budget: float) -> dict[str, Any]:
     """Search, and print a line for each point and the best command.
 
+    Args:
+        given: the flags as typed.
+        budget: seconds for the whole search.
+
     Returns:
-        machine, git_commit, points, best, command: for JSON.
+        machine, git_commit, points, best, command: plain data for JSON.
 
     Raises:
-        ConfigError: if the settings given do not run.
+        ConfigError: if the given settings do not run.
     """
     search = Search(given, budget, min(SECONDS, budget / 10))
     best = search.run()

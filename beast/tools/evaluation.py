@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: play full games with its policy."""
+"""The evaluation of a checkpoint: play full games with its policy."""
 
 from __future__ import annotations
 
@@ -25,29 +25,35 @@ def from_checkpoint(
     path: Path, state: dict[str, Any], episodes: int, seed: int | None, deterministic: bool, video: Path | None = None,
     other: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluate a checkpoint, read from `path`; everything but the count of episodes comes from it.
+    """Evaluate a checkpoint that was read from `path`.
 
-    It runs what the checkpoint names: ask `checkpoint.settings_of` first whether it may.
+    This runs code that the checkpoint names: call `trust.settings_of` first, which checks whether it may.
 
     Args:
-        other: flags of another environment of the same spaces.
+        path: the checkpoint's file, for messages.
+        state: the checkpoint's content.
+        episodes: number of games.
+        seed: of environments and actions; None derives it from the run's seed.
+        deterministic: take the most probable action instead of sampling.
+        video: folder for a video of one episode; None records none.
+        other: flags of another environment with the same spaces.
 
     Returns:
         env, step, episodes, mean, median, std, min, max, returns, lengths, deterministic.
 
     Raises:
-        CheckpointError, EnvError, ModelError: one line each.
+        CheckpointError, EnvError, ModelError: each with a message of one line.
     """
     config, task = resolve_config(evaluated(state["config"]) | (other or {}))
     if other:
         _check_same_spaces(task, state)
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()
-    use_compute_threads(1)  # more help little with so few games, and fight whoever trains beside
+    use_compute_threads(1)  # more hardly help with so few games, and compete with a training run on this machine
 
     policy = Policy(task.model, task.dtype, None, 1)
     load_model(policy, state["learner"]["model"], path)
-    if video is not None:  # first, because what is wrong with rendering shows at once
+    if video is not None:  # first, because errors in rendering show at once
         record(task, Agent(policy, deterministic, seed_for(seed, "video")), seed, video)
     returns, lengths = play(task, Agent(policy, deterministic, seed_for(seed, "evaluation actions")), episodes, seed)
     return {
@@ -68,7 +74,7 @@ def from_checkpoint(
 
 
 def _check_same_spaces(task: Task, state: dict[str, Any]) -> None:
-    """Raises EnvError if a task has other spaces than a checkpoint's model was made for."""
+    """Raise EnvError if a task's spaces differ from those that the checkpoint's model was made for."""
     if "spaces" not in state:
         raise EnvError("--env: this checkpoint is of an older version, which did not keep its spaces: leave --env out")
     trained_on = trained_spaces(state)
@@ -80,7 +86,7 @@ def _check_same_spaces(task: Task, state: dict[str, Any]) -> None:
 
 
 def trained_spaces(state: dict[str, Any]) -> dict[str, gymnasium.Space[Any]]:
-    """The spaces, observation and action, that a checkpoint's model was made for.
+    """Return the observation space and the action space that a checkpoint's model was made for.
 
     Raises:
         CheckpointError: if they are damaged.
@@ -92,12 +98,12 @@ def trained_spaces(state: dict[str, Any]) -> dict[str, gymnasium.Space[Any]]:
 
 
 def evaluated(flags: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run as they are for a look at its policy: on this machine's CPU, and no run."""
+    """Return a run's settings adapted to evaluation: on this machine's CPU, without a run folder."""
     return flags | {"device": "cpu", "preset": "auto", "resume": None, "xpid": None}
 
 
 def load_model(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Raises CheckpointError if the state is of another network."""
+    """Load a model's state into a policy; raise CheckpointError if it belongs to another network."""
     try:
         policy.model.load_state_dict(state)
     except RuntimeError as error:

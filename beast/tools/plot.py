@@ -1,6 +1,6 @@
-"""Draw runs' curves and write their milestones (`beast plot RUN ... --out curve.png`).
+"""The curves of runs and their milestones (`beast plot RUN ... --out curve.png`).
 
-Beside the picture goes a JSON file with the command, commit and machine of each run, and when it first passed which return.
+A JSON file beside the picture holds each run's command, commit and machine, and when it first reached which return.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Curve = dict[str, list[float]]
 
 
 def read(folder: Path) -> Curve:
-    """Frames (millions), minutes and the mean return of the last 100 full games, where 100 have ended."""
+    """Read a run's frames (millions), minutes and mean return of the last 100 full games, from the 100th game on."""
     curve: Curve = {"frames": [], "minutes": [], "return": []}
     with open(folder / "logs.csv") as file:
         for row in csv.DictReader(file):
@@ -29,7 +29,7 @@ def read(folder: Path) -> Curve:
 
 
 def summary(folder: Path, curve: Curve, levels: list[float]) -> dict[str, Any]:
-    """What made the run, and its first row at or above each level."""
+    """Return the command, commit and machine of a run, and its first row at or above each level."""
     config = json.loads((folder / "config.json").read_text())
     passed = {}
     for level in levels:
@@ -51,16 +51,17 @@ def summary(folder: Path, curve: Curve, levels: list[float]) -> dict[str, Any]:
 
 
 def draw(folders: list[Path], labels: list[str], out: Path, title: str = "", levels: list[float] | None = None) -> None:
-    """Two panels, against frames and against minutes; and a JSON file beside the picture.
+    """Draw two panels, against frames and against minutes, and write a JSON file beside the picture.
 
     Args:
-        folders: of the runs.
-        labels: of the curves, one a run.
-        out: the picture; its ending says what kind.
-        levels: returns of which the JSON file says when each was first reached.
+        folders: run folders.
+        labels: labels of the curves, one for each run.
+        out: file of the picture; its extension sets the format.
+        title: heading of the picture.
+        levels: returns for which the JSON file says when each was first reached.
 
     Raises:
-        ConfigError: if there is nothing to draw, nothing to draw with, or it cannot be written.
+        ConfigError: if there is nothing to draw, matplotlib is missing, or the picture cannot be written.
     """
     curves, summaries = [], []
     for folder, label in zip(folders, labels, strict=True):
@@ -83,15 +84,15 @@ def draw(folders: list[Path], labels: list[str], out: Path, title: str = "", lev
     try:
         save(figure, out)
         write_json(out.with_suffix(".json"), summaries)
-    except (OSError, ValueError) as error:  # ValueError: of a kind of file that matplotlib does not write
+    except (OSError, ValueError) as error:  # ValueError: matplotlib does not know the format
         raise ConfigError(f"--out {out}: {error}") from error
 
 
 def _pyplot() -> Any:
-    """Here, so that only who draws needs matplotlib.
+    """Import and return matplotlib's pyplot, which only drawing needs.
 
     Raises:
-        ConfigError: if it is not there.
+        ConfigError: if it is not installed.
     """
     try:
         import matplotlib
@@ -104,7 +105,7 @@ def _pyplot() -> Any:
 
 
 def panels(count: int, title: str) -> tuple[Any, list[Any]]:
-    """A figure and its panels, side by side."""
+    """Make a figure with `count` panels side by side."""
     figure, axes = _pyplot().subplots(1, count, figsize=(5.2 * count, 3.6), layout="constrained", squeeze=False)
     figure.suptitle(title, fontsize=11)
     for panel in axes[0]:
@@ -114,6 +115,6 @@ def panels(count: int, title: str) -> tuple[Any, list[Any]]:
 
 
 def save(figure: Any, file: Path) -> None:
-    """Write a figure, and forget it."""
+    """Write a figure to a file and close it."""
     figure.savefig(file, dpi=130)
     _pyplot().close(figure)

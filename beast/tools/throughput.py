@@ -1,4 +1,4 @@
-"""Where the time goes: the real trainer for a while, then each of its parts alone, and how far the whole is from the bound.
+"""The profile of a run: where its time goes, what each part takes alone, and how near the run is to the upper bound.
 
 bound = cores / (environment + inference + learner: core time per agent step, each measured alone)
 """
@@ -35,9 +35,9 @@ from beast.settings.config import Config
 from beast.store.unrolls import UnrollSpec
 from beast.store.weights import Weights
 
-ROUNDS = 3  # of each part alone
-LEAST_UPDATES = 8  # of the steady window
-LEAST_STEPS = 1_000_000_000  # the clock ends a profile, not its steps
+ROUNDS = 3  # measurements of each part alone
+LEAST_UPDATES = 8  # fewest updates in the steady window
+LEAST_STEPS = 1_000_000_000  # more than a profile ever makes: the clock ends it
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,22 @@ class Measurement:
     """What to measure, and for how long."""
 
     seconds: float
-    """of the steady window, from an update to an update: a part of one would count as none"""
+    """Length of the steady window, which begins and ends with an update."""
     warm_up: float
-    """seconds from the first update to it"""
+    """Seconds from the first update to the window."""
     bound: bool = True
-    """also measure each part alone"""
+    """Whether to measure each part alone, too."""
     trace: Path | None = None
-    """where a Chrome trace of the window goes"""
+    """File for a Chrome trace of the window; None writes none."""
 
 
 def measure(config: Config, task: Task, what: Measurement) -> dict[str, Any]:
-    """Figures of a run in its steady window, and of each part alone.
+    """Measure a run in its steady window, and each part alone.
+
+    Args:
+        config: of the run.
+        task: of the run.
+        what: what to measure.
 
     Returns:
         A nested dict for JSON: times in microseconds per agent step, memory in megabytes.
@@ -106,7 +111,7 @@ def measure(config: Config, task: Task, what: Measurement) -> dict[str, Any]:
 
 
 def _wait(trainer: Trainer, seconds: float, updates: int) -> bool:
-    """Wait so long, and for so many updates, until right after one; False if the run stops meanwhile."""
+    """Wait for so many seconds and updates, until just after an update; return False if the run stops meanwhile."""
     end, last = time.perf_counter() + seconds, trainer.learner.updates + updates
     while time.perf_counter() < end and not trainer.stopping:
         time.sleep(0.02)
@@ -117,7 +122,7 @@ def _wait(trainer: Trainer, seconds: float, updates: int) -> bool:
 
 
 def _bound(alone: dict[str, float], task: Task) -> float:
-    """Steps a second if nothing ever waited: of all cores, and of the GPU, which works beside them."""
+    """Return the steps per second if nothing ever waited: all cores busy, and the GPU working beside them."""
     where = {"learner": task.device, "inference": task.acting_device}
     on_device = {name for name, device in where.items() if device.type != "cpu"}
     on_cores = sum(value for name, value in alone.items() if name not in on_device)
@@ -128,7 +133,10 @@ def _bound(alone: dict[str, float], task: Task) -> float:
 def _snapshot(trainer: Trainer) -> dict[str, Any]:
     at = time.perf_counter()
     own = psutil.Process()
-    processes = [own, *own.children(recursive=True)]  # the fork server too: it shares its pages with the workers
+    processes = [
+        own,
+        *own.children(recursive=True),
+    ]  # the fork server too, because it shares its pages with the workers
     pss = switches = 0
     for process in processes:
         with suppress(psutil.Error):
@@ -149,11 +157,11 @@ def _snapshot(trainer: Trainer) -> dict[str, Any]:
 
 
 def _cpu_seconds(trainer: Trainer, own: psutil.Process) -> dict[str, float]:
-    """Since the start, by role: of each worker by its name, and of this process's threads."""
+    """Return core seconds since the start by role: of each worker by its name, and of this process's threads."""
     seconds: dict[str, float] = defaultdict(float)
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     for thread in own.threads():
-        # Threads that Python does not know are those that torch computes with, for the learner most of all.
+        # Threads unknown to Python are PyTorch's compute threads, which mostly serve the learner.
         role = _role(names.get(thread.id, "learner"))
         if trainer.config.actors.serial:
             role = "serial"
@@ -168,15 +176,15 @@ def _cpu_seconds(trainer: Trainer, own: psutil.Process) -> dict[str, float]:
 
 
 def _role(name: str) -> str:
-    """`actor process 3` -> `actor`, `learner-0` -> `learner`."""
+    """Return the role in a name: `actor process 3` is `actor`, `learner-0` is `learner`."""
     return name.rstrip("-0123456789 ").removesuffix(" process")
 
 
 def _context_switches(pid: int) -> int:
-    """Of all its threads (psutil's count is of the first one alone)."""
+    """Count the context switches of all threads of a process (psutil counts those of the first thread only)."""
     total = 0
     for status in Path(f"/proc/{pid}/task").glob("*/status"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the thread has ended meanwhile
             total += sum(int(line.split()[1]) for line in status.read_text().splitlines() if "ctxt_switches" in line)
     return total
 
@@ -191,7 +199,7 @@ def _whole(trainer: Trainer, before: dict[str, Any], after: dict[str, Any]) -> d
     def per_step(key: str, name: str) -> float:
         return spent(key, name) * 1e6 / float(steps)
 
-    # What actors do is timed by the workers, and by this process's clock where they, or inference, are in it.
+    # Workers time what actors do; this process's clock does so where actors or inference run in it.
     acting = [name for name in StatusBoard.STAGES if name != "wait"]
     sps = steps / wall
     return {
@@ -212,9 +220,10 @@ def _whole(trainer: Trainer, before: dict[str, Any], after: dict[str, Any]) -> d
 
 
 def _alone(config: Config, task: Task, trainer: Trainer, seconds: float) -> dict[str, float]:
-    """Microseconds per agent step of each part, with the machine to itself and one compute thread.
+    """Return the microseconds per agent step of each part, alone on the machine and with one compute thread.
 
-    In turns of `seconds`, medians of several, so that a processor that changes its speed meanwhile does so for all parts.
+    Parts take turns of `seconds`, and the medians of several rounds count, so that a processor that changes its speed
+    meanwhile affects all parts alike.
     """
     threads = torch.get_num_threads()
     machine.use_compute_threads(1)
@@ -226,15 +235,17 @@ def _alone(config: Config, task: Task, trainer: Trainer, seconds: float) -> dict
     ]
     close()
     machine.use_compute_threads(threads)
-    return {name: statistics.median(found[name] for found in rounds[1:]) for name in rounds[0]}  # the first warms up
+    return {
+        name: statistics.median(found[name] for found in rounds[1:]) for name in rounds[0]
+    }  # the first round warms up
 
 
 def _acting(
     config: Config, task: Task, weights: Weights
 ) -> tuple[Callable[[float], dict[str, float]], Callable[[], None]]:
-    """Environments and policy as an actor process has them; a function that times both, and one that closes them."""
+    """Make environments and a policy as in an actor process; return a function that times both and one that closes them."""
     on_gpu = task.acting_device.type != "cpu"
-    # Of PolyBeast's environments half wait for a forward while the others step.
+    # In PolyBeast one half of the environments waits for a forward while the other half steps.
     num_envs = -(-config.actors.num_actors // (2 if on_gpu else config.actors.processes))
     device = task.acting_device
     group = task.env.make_vector(list(range(num_envs)))
@@ -261,7 +272,7 @@ def _acting(
 
 
 def time_learner(gradients: Gradients, learner: Learner, staged: Staged, seconds: float) -> float:
-    """Microseconds per agent step of updates from one batch over and over, publishing included."""
+    """Return the microseconds per agent step of repeated updates from one batch, publishing included."""
     weights = Weights.like(learner.acting)
     now, updates = _clock(gradients.device), 0
     start, end = now(), time.perf_counter() + seconds
@@ -275,7 +286,7 @@ def time_learner(gradients: Gradients, learner: Learner, staged: Staged, seconds
 
 
 def blank_batch(gradients: Gradients, spec: UnrollSpec, batch_size: int, unroll_length: int) -> Staged:
-    """A batch of zeros in the store's layout: the learner's time does not depend on what is in it."""
+    """Make a batch of zeros in the store's layout; the learner's time does not depend on the values."""
     slots = map_nested(lambda s: torch.from_numpy(np.zeros(s.shape, s.dtype)), spec.slots(batch_size, unroll_length))
     observation = map_nested(
         lambda s, x: x if s.stack > 1 else x.transpose(0, 1).contiguous(), spec.observation, slots["observation"]
@@ -290,7 +301,7 @@ def blank_batch(gradients: Gradients, spec: UnrollSpec, batch_size: int, unroll_
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """Seconds of this process's core time, so that what else runs on the machine is not counted; of a GPU's, wall time."""
+    """Return a clock of this process's core seconds, which other programs do not affect; for a GPU, of wall seconds."""
     if device.type != "cuda":
         return time.process_time
 
@@ -302,7 +313,7 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print what `measure` found."""
+    """Print the figures that `measure` returned."""
     whole, cores = figures["whole"], figures["machine"]["cores"]
     print(
         f"steady for {whole['seconds']:.0f} s: {whole['sps']:,.0f} SPS = {whole['fps']:,.0f} FPS, "
@@ -336,7 +347,7 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def _stages(whole: dict[str, Any]) -> dict[str, float]:
-    """What is done for an agent step, in its order; waiting left out."""
+    """Return the seconds of each stage of an agent step, in order, without waiting."""
     return {name: value for key in ("worker_us", "learner_us") for name, value in whole[key].items() if name != "wait"}
 
 

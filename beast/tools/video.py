@@ -1,4 +1,4 @@
-"""Record an episode as a video."""
+"""Videos of episodes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from beast.core.seeds import seed_for
 
 
 def record(task: Task, agent: Agent, seed: int, folder: Path) -> Path:
-    """Play one episode and write it as `episode.mp4`; returns the file's path.
+    """Play one episode, write it as `episode.mp4` and return the file's path.
+
+    Args:
+        task: of the run.
+        agent: chooses the actions.
+        seed: of the environment.
+                folder: directory for the video; made if it is missing.
 
     Raises:
-        EnvError: if the environment cannot show itself.
+        EnvError: if the environment cannot render.
         OSError: if the file cannot be written.
     """
     import cv2
@@ -43,7 +49,7 @@ def record(task: Task, agent: Agent, seed: int, folder: Path) -> Path:
                 if not writer.isOpened():
                     raise OSError(f"OpenCV cannot write {path}")
             writer.write(image[..., ::-1])
-            columns = task.unroll.extra.items()  # zero where this row's info has none, as in training
+            columns = task.unroll.extra.items()  # zero where this row's info lacks the key, as in training
             extra = {name: np.asarray(info.get(name, np.zeros(s.shape)), s.dtype)[None] for name, s in columns}
             action = agent.act(observation, reward, extra=extra)
             observation, reward, terminated, truncated, info = env.step(action)  # type: ignore[assignment]
@@ -56,13 +62,15 @@ def record(task: Task, agent: Agent, seed: int, folder: Path) -> Path:
 
 
 def _picture(env: Any, name: str) -> Array:
-    """`[H, W, 3]` uint8."""
+    """Render the environment: `[H, W, 3]` uint8."""
     try:
         image = env.render()
         if isinstance(image, list) and image:
-            image = image[-1]  # render_mode rgb_array_list
-    except gymnasium.error.Error as error:  # pygame is missing, most likely
+            image = image[-1]  # with render_mode rgb_array_list
+    except gymnasium.error.Error as error:  # most likely pygame is missing
         raise EnvError(f"--video: {name} cannot render: {error}") from error
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         raise EnvError(f"--video: render() of {name} returned no picture [H, W, 3]")
-    return image if image.dtype == np.uint8 else (image * 255).clip(0, 255).astype(np.uint8)  # MinAtar's are 0 .. 1
+    return (
+        image if image.dtype == np.uint8 else (image * 255).clip(0, 255).astype(np.uint8)
+    )  # MinAtar's floats are 0 .. 1

@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, assert_one_line, wait_until
 
 from beast.report.files import write_atomically
-from beast.run import checkpoint, trainer
+from beast.run import checkpoint, finding, trainer
 
 SMALL = ["--env", "Catch-v0", "--num_actor_processes", 0, "--num_actors", 2, "--batch_size", 2]
 
@@ -36,7 +36,7 @@ def test_a_clock_that_is_set_back_costs_no_checkpoint(call, tmp_path):
         assert checkpoint.newest_first(run)[0].name == f"step_{total:012d}.pt"
     assert [int(file.stem.split("_")[1]) for file in checkpoint.newest_first(run)] == [200, 160, 120]
     (run / "checkpoints" / "latest.pt").unlink()
-    assert checkpoint.find("r", "runs").name == "step_000000000200.pt"
+    assert finding.find("r", "runs").name == "step_000000000200.pt"
 
 
 def test_the_order_outlives_a_copy_without_times(call, tmp_path):
@@ -174,7 +174,7 @@ def test_a_kill_at_any_moment_of_writing_loses_no_checkpoint(call, tmp_path, kil
         said = max([said, *map(int, writer.stdout.read().split())])
         writer.wait()
         lines: list[str] = []
-        _, state = checkpoint.load_newest("r", "runs", lines.append)
+        _, state = finding.load_newest("r", "runs", lines.append)
         step = state["learner"]["steps"]
         assert (lines, step - said in (0, 1)) == ([], True), (lines, step, said)
         assert (state["learner"]["model"]["ballast"] == step).all()
@@ -211,7 +211,7 @@ def test_the_first_checkpoint_does_not_wait_for_checkpoint_every(start, tmp_path
     assert time.monotonic() - began < 90.0
     program.process.kill()
     program.finish()
-    assert checkpoint.load(checkpoint.find("r", str(tmp_path / "runs")))["learner"]["updates"] > 0
+    assert checkpoint.load(finding.find("r", str(tmp_path / "runs")))["learner"]["updates"] > 0
 
 
 @pytest.mark.parametrize(("every", "saves"), [(60, 2), (1e-9, 10)])

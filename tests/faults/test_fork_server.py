@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import PATIENCE, ROOT, Program, assert_one_line, rows, wait_until
 
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 CATCH = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--xpid", "r"]
 PROCESSES = ["--num_actor_processes", 2]
@@ -37,7 +37,7 @@ def goes_on(program: Program) -> None:
 
 
 def steps_saved(program: Program) -> int:
-    return checkpoint.load(checkpoint.find(str(program.folder / "runs" / "r"), ""))["learner"]["steps"]
+    return checkpoint.load(finding.find(str(program.folder / "runs" / "r"), ""))["learner"]["steps"]
 
 
 @pytest.mark.parametrize("beast", BEASTS)

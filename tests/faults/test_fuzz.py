@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from beast import commands
 from beast.core.errors import ConfigError, EnvError, ModelError
 from beast.envs.base import vector_of
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 from beast.run.resolve import resolve_config
 from beast.settings.config import Config
 
@@ -324,9 +324,7 @@ def test_checkpoints_that_hold_odd_things(call, tmp_path, flags, examples):
             assert_one_line(done)
         else:
             assert not done.err
-            assert (
-                checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"] >= 140 or "is finished" in done.out
-            )
+            assert checkpoint.load(finding.find(str(run), ""))["learner"]["steps"] >= 140 or "is finished" in done.out
         assert all(row["step"] >= 0 for row in rows(run))
 
     check()

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import Program, assert_own_traceback, rows, wait_until
 
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 SMALL = ["--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--total_steps", 10**9, "--xpid", "r"]
 POLYBEAST = ["--trainer", "polybeast"]
@@ -88,7 +88,7 @@ def test_a_run_outlives_whatever_happens_to_its_processes(start, tmp_path, beast
     assert program.finish().code == 130, program.story()
     assert not program.err
     assert rows(run)[-1]["restarts"] == restarts
-    assert checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"] == rows(run)[-1]["step"]
+    assert checkpoint.load(finding.find(str(run), ""))["learner"]["steps"] == rows(run)[-1]["step"]
 
 
 @pytest.mark.parametrize("beast", BEASTS)
@@ -104,7 +104,7 @@ def test_an_environment_that_raises_again_and_again_ends_the_run_with_what_it_le
     assert program.out.count("Traceback (most recent call last)") == 1  # of the first
     assert program.out.count("unfinished unrolls discarded; restarting it (1 of 1)") == 1
     run = tmp_path / "runs" / "r"
-    steps = checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
+    steps = checkpoint.load(finding.find(str(run), ""))["learner"]["steps"]
     assert steps == rows(run)[-1]["step"] > 1_000
     assert f"failed at step {steps:,}" in program.out
 
@@ -119,5 +119,5 @@ def test_an_environment_that_hangs_is_found_by_its_silence(start, tmp_path, beas
     assert program.code == 1
     assert "gave no sign of life for" in program.err
     assert len(program.err.splitlines()) == 1
-    state = checkpoint.load(checkpoint.find(str(tmp_path / "runs" / "r"), ""))
+    state = checkpoint.load(finding.find(str(tmp_path / "runs" / "r"), ""))
     assert state["learner"]["steps"] > 0

@@ -11,7 +11,7 @@ import pytest
 from conftest import assert_one_line
 
 from beast.processes import machine
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 from beast.store import unrolls
 
 CATCH = ["--env", "Catch-v0", "--num_actor_processes", 0, "--num_actors", 2, "--batch_size", 2, "--total_steps", 80]
@@ -229,4 +229,4 @@ def test_a_real_control_group(start, tmp_path, limited):
     assert not (tmp_path / "runs").exists()
     done = start(*CATCH, "--xpid", "r", preexec_fn=limited).finish()
     assert done.code == 0, done.story()
-    assert checkpoint.load(checkpoint.find("r", str(tmp_path / "runs")))["learner"]["steps"] == 80
+    assert checkpoint.load(finding.find("r", str(tmp_path / "runs")))["learner"]["steps"] == 80

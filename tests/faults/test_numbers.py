@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import assert_one_line, rows
 
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 SERIAL = ["--num_actor_processes", 0, "--num_actors", 4, "--batch_size", 4, "--report_every", 0.1, "--xpid", "r"]
 BEASTS = pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
@@ -57,7 +57,7 @@ def assert_good(run: Path) -> dict:
     """Every checkpoint there is; returns the newest."""
     for file in checkpoint.saved(run):
         assert all(tensor.isfinite().all() for tensor in checkpoint.load(file)["learner"]["model"].values())
-    return checkpoint.load(checkpoint.find(str(run), ""))
+    return checkpoint.load(finding.find(str(run), ""))
 
 
 @BEASTS

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import PATIENCE, ROOT, assert_one_line, rows, wait_until
 
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 CATCH = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--num_actor_processes", 2]
 ENDLESS = ["--total_steps", 10**9]
@@ -59,7 +59,7 @@ def test_two_runs_do_not_disturb_each_other(start, tmp_path):
     other.send(2)
     assert other.finish().code == 130, other.story()
     assert not other.err
-    assert checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"] > before
+    assert checkpoint.load(finding.find(str(run), ""))["learner"]["steps"] > before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
@@ -93,7 +93,7 @@ def test_a_dev_shm_that_is_too_small_does_not_matter(tmp_path, trainer):
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("this machine lets nobody mount")
     assert (done.returncode, done.stderr) == (0, "")
-    assert checkpoint.load(checkpoint.find(str(tmp_path / "runs" / "r"), ""))["learner"]["steps"] >= 2_000
+    assert checkpoint.load(finding.find(str(tmp_path / "runs" / "r"), ""))["learner"]["steps"] >= 2_000
 
 
 def test_a_run_leaves_no_descriptor_and_no_thread_in_its_process(call):

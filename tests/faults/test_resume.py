@@ -17,7 +17,7 @@ import torch
 from conftest import assert_one_line, rows, wait_until
 
 from beast.acting.actors import ActorGroup
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 SERIAL = ["--num_actor_processes", 0]
 CATCH = ["--env", "Catch-v0", "--num_actors", 2, "--batch_size", 2, *SERIAL]
@@ -31,7 +31,7 @@ def job(tmp_path: Path) -> Path:
 
 
 def steps_of(run: Path) -> int:
-    return checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
+    return checkpoint.load(finding.find(str(run), ""))["learner"]["steps"]
 
 
 # -- damaged checkpoints ----------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def curve(run: Path) -> dict[float, dict[str, float]]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    one, other = (checkpoint.load(checkpoint.find(str(run), "")) for run in (a, b))
+    one, other = (checkpoint.load(finding.find(str(run), "")) for run in (a, b))
     assert one["learner"]["updates"] == other["learner"]["updates"]
     for name, tensor in one["learner"]["model"].items():
         assert torch.equal(tensor, other["learner"]["model"][name]), name
@@ -281,7 +281,7 @@ def test_a_stop_while_it_replays_loses_nothing(call, tmp_path, stop_at, monkeypa
         patch.setattr(ActorGroup, "fast_forward", stopped)
         assert call("--resume", "b").code == 143
     assert call("--resume", "b").code == 0
-    one, other = (checkpoint.load(checkpoint.find(name, "runs"))["learner"] for name in "ab")
+    one, other = (checkpoint.load(finding.find(name, "runs"))["learner"] for name in "ab")
     assert all(torch.equal(tensor, other["model"][name]) for name, tensor in one["model"].items())
 
 
@@ -346,7 +346,7 @@ def test_a_run_killed_ten_times_learns_what_an_unbroken_one_learns(start, job, t
     assert reached < 300_000
     done = start(*command).finish(600.0)
     assert done.code == 0, done.story()
-    state = checkpoint.load(checkpoint.find(str(job), ""))
+    state = checkpoint.load(finding.find(str(job), ""))
     assert state["resumes"] == 10
     log = rows(job)
     assert [row["step"] for row in log] == sorted(row["step"] for row in log)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import PATIENCE, Program, rows, wait_until
 
-from beast.run import checkpoint
+from beast.run import checkpoint, finding
 
 CATCH = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--report_every", 0.2, "--xpid", "r"]
 ENDLESS = ["--total_steps", 10**9]
@@ -47,7 +47,7 @@ def test_sigusr1_saves_and_training_goes_on(start, run, flags):
     for count in (1, 2):
         program.send(signal.SIGUSR1, group=count == 2)  # children must not die of it
         wait_until(lambda count=count: program.out.count("\nsaved runs/r/checkpoints/step_") == count, "a checkpoint")
-        steps = checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
+        steps = checkpoint.load(finding.find(str(run), ""))["learner"]["steps"]
         assert f"saved runs/r/checkpoints/step_{steps:012d}.pt" in program.out
         wait_until(lambda steps=steps: rows(run)[-1]["step"] > steps, "training that goes on")
     assert rows(run)[-1]["restarts"] == 0
@@ -153,7 +153,7 @@ def test_sighup_to_the_group_saves_and_ends(start, run):
     program.send(signal.SIGHUP, group=True)
     assert program.finish().code == 129, program.story()
     assert not program.err
-    steps = checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
+    steps = checkpoint.load(finding.find(str(run), ""))["learner"]["steps"]
     assert f"stopped at step {steps:,} of 1,000,000,000; saved " in program.out
 
 
@@ -203,7 +203,7 @@ def test_a_terminal_that_is_closed(start, run):
     wait_until(lambda: (read(), len(rows(run)) > 3)[1], "rows")
     os.close(ours)
     assert program.finish().code == 129
-    steps = checkpoint.load(checkpoint.find(str(run), ""))["learner"]["steps"]
+    steps = checkpoint.load(finding.find(str(run), ""))["learner"]["steps"]
     assert f"stopped at step {steps:,}" in (run / "log.txt").read_text()
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import assert_one_line
 
 from beast.report import files
-from beast.run import checkpoint, trust
+from beast.run import checkpoint, finding, trust
 
 SERIAL = ["--num_actor_processes", 0]
 CATCH = ["--env", "Catch-v0", "--num_actors", 2, "--batch_size", 2, *SERIAL]
@@ -60,7 +60,7 @@ def stranger(call, own, tmp_path, monkeypatch) -> Any:
         assert done.code == 0, done.err
         run = tmp_path / "runs" / "r"
         if written:
-            state = checkpoint.load(checkpoint.find(str(run), ""))
+            state = checkpoint.load(finding.find(str(run), ""))
             state["config"] |= written
             checkpoint.save(run, state, 80, 3)
         for mark in ("IMPORTED", "MADE"):
@@ -196,7 +196,7 @@ def test_ones_own_runs_need_no_trust_wherever_they_lie(call, own, stranger, tmp_
 @pytest.mark.parametrize("change", [{"env": "os:system"}, {"env_kwargs": {"colour": "green"}}, {"model": "os.path"}])
 def test_a_signature_holds_for_what_was_signed_alone(call, own, stranger, tmp_path, change):
     assert call(*CATCH, "--env", "theirs.env:make", "--total_steps", 80, "--xpid", "r").code == 0
-    path = checkpoint.find("r", "runs").resolve()
+    path = finding.find("r", "runs").resolve()
     state = checkpoint.load(path)
     assert trust.is_own(state["config"], state["signature"])
     assert not trust.is_own(state["config"] | {"callback": "os:system"}, None)
@@ -244,7 +244,7 @@ def test_a_key_that_others_may_know_is_refused(call, own, stranger, monkeypatch,
     assert_one_line(call(*EVALUATE), "--trust", str(key), "is refused")
     done = call(*RESUME, "--trust")
     assert done.code == 0, done.err  # a run goes on without a signature
-    assert checkpoint.load(checkpoint.find("r", "runs"))["signature"] is None
+    assert checkpoint.load(finding.find("r", "runs"))["signature"] is None
 
 
 @pytest.mark.parametrize("state_home", ["/proc/nowhere", "relative", ""])

@@ -18,7 +18,7 @@ from beast.acting.policy import Policy
 from beast.core.data import map_nested, restack
 from beast.core.flat import FlatModel
 from beast.monobeast.actor import Actors
-from beast.run import checkpoint
+from beast.run import finding
 from beast.run.resolve import resolve_config
 from beast.store.unrolls import UnrollStore
 from beast.store.weights import Weights
@@ -44,7 +44,7 @@ def test_logits_are_bit_for_bit_those_that_the_store_holds(tmp_path, flags):
         **flags, precision="float32", num_actor_processes=0, num_actors=3, batch_size=3, savedir=tmp_path, xpid="run"
     )
     agent = beast.load(run)
-    _, state = checkpoint.load_newest(str(run), "", pytest.fail)
+    _, state = finding.load_newest(str(run), "", pytest.fail)
     _, task = resolve_config(state["config"] | {"xpid": None, "device": "cpu"})
     model = task.model.build()
     model.load_state_dict(state["learner"]["model"])

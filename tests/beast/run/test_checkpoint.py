@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from beast.core.errors import CheckpointError
-from beast.run import checkpoint, trust
+from beast.run import checkpoint, finding, trust
 
 STATE: dict[str, Any] = {
     "format": checkpoint.FORMAT,
@@ -59,7 +59,7 @@ def write(run: Path, *steps: int, keep: int = 0) -> list[Path]:
 def newest(run: Path) -> tuple[int, list[str]]:
     """The step that a run goes on from, and the lines that were told."""
     lines: list[str] = []
-    path, state = checkpoint.load_newest(str(run), "", lines.append)
+    path, state = finding.load_newest(str(run), "", lines.append)
     assert path.name == f"step_{state['learner']['steps']:012d}.pt"
     return state["learner"]["steps"], lines
 
@@ -136,10 +136,10 @@ def test_without_a_whole_one_the_newest_is_named(run):
 def test_a_file_is_taken_by_its_word(run):
     files = write(run, 100, 200)
     lines: list[str] = []
-    assert checkpoint.load_newest(str(files[0]), "", lines.append)[1]["learner"]["steps"] == 100
+    assert finding.load_newest(str(files[0]), "", lines.append)[1]["learner"]["steps"] == 100
     files[1].write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"take another one of .*: step_000000000100.pt"):
-        checkpoint.load_newest(str(files[1]), "", lines.append)
+        finding.load_newest(str(files[1]), "", lines.append)
     assert not lines
 
 
