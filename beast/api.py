@@ -148,7 +148,7 @@ def _model_of(state: dict[str, Any], flags: dict[str, Any]) -> tuple[ModelChoice
     from beast.tools.evaluation import evaluated, trained_spaces
 
     if "spaces" not in state:
-        _, task = resolve_config(evaluated(flags))
+        _, task = resolve_config(evaluated(flags), complete=True)
         return task.model, task.dtype
     learner = section(LearnerConfig, flags)
     settings = section(getattr(model_module(learner.model).Model, "Config", ModelConfig), flags)
@@ -208,7 +208,7 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
         name = values["resume"] if values["resume"] != "auto" else str(folder)
         path, state = finding.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
         flags = settings_of(path, state, values, trusted)
-        config, task = resolve_config(run_folder.flags_to_resume(folder, flags, values))
+        config, task = resolve_config(run_folder.flags_to_resume(folder, flags, values), complete=True)
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
             for line in notes:
@@ -243,9 +243,10 @@ def _run(
     for note in notes:
         trainer.reports.log(note)
     actors = config.actors
+    where = "this process" if actors.serial else f"{actors.processes} processes"
     trainer.reports.log(
         f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
-        f"{actors.num_actors} actors in {'this process' if actors.serial else f'{actors.processes} processes'}, "
+        f"preset {config.run.preset}, {actors.num_actors} actors in {where}, "
         f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
     )
     status = trainer.run()

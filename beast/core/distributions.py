@@ -67,6 +67,11 @@ class Distribution(ABC):
         """`entropy`, but of actions as the environment's bounds leave them: between -1 and 1 where there are two."""
         return self.entropy(params)
 
+    @property
+    def largest_entropy(self) -> float | None:
+        """Of a policy that takes all choices alike, in nats; None if actions have numbers, whose entropy knows no zero."""
+        return None if self.log_stds.any() else float(self.entropy(torch.zeros(self.num_params)))
+
     def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`[..., P]` and `[..., M]` bool to `[..., P]`: minus infinity where a choice is not allowed."""
         return params

@@ -19,6 +19,7 @@ from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker, Workers
 from beast.report.reports import Reports
+from beast.report.stall import Stall
 from beast.report.timeline import Trace
 from beast.run.action_log import ActionLog
 from beast.run.callbacks import Callbacks, callback_module
@@ -103,9 +104,11 @@ def _listeners(
     config: Config, task: Task, folder: Path | None, start_step: int, live: bool | None, callbacks: Sequence[Any]
 ) -> tuple[Reports, SkippedUpdates, Callbacks]:
     """Who hears of a run: its reports, the account of skipped updates, the user's callbacks."""
+    largest_entropy = task.model.distribution().largest_entropy
     reports = Reports(
         folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
         start_step=start_step, live=live, title=f"{config.environment.env}  {config.learner.model}",
+        stall=Stall(largest_entropy) if largest_entropy else None,
     )  # fmt: skip
     skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.log)
     named = [callback_module(config.run.callback)] if config.run.callback else []

@@ -21,26 +21,27 @@ from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
 from beast.processes.machine import has_fast_bfloat16
 from beast.run.crew import beast_module
-from beast.settings.config import Config
-from beast.settings.presets import PRESETS
+from beast.settings.config import Config, LearnerConfig
+from beast.settings.presets import PRESETS, WIDEST
 
 
-def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
+def resolve_config(values: dict[str, Any], complete: bool = False) -> tuple[Config, Task]:
     """Make an environment and reset it, choose preset and model by its spaces, and check everything that can be checked.
 
     Args:
-        values: flags as given; the rest is default.
+        values: flags as given; the rest is the preset's, or default.
+        complete: of a run that was begun: what it does not hold was added since, and is as it was without; no preset counts.
 
     Raises:
         ConfigError, EnvError, ModelError: one line each.
     """
     # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
-    asked = Config.from_flat(values | {"num_buffers": None})
+    asked = Config.from_flat(WIDEST | values | {"num_buffers": None})
     with nothing_left_behind():
-        return _look(asked, values)
+        return _look(asked, values, complete)
 
 
-def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
+def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config, Task]:
     algorithm = algorithm_module(asked.learner.algorithm)
     columns = dict(getattr(getattr(algorithm, "Algorithm", None), "info_columns", {}))
     beast = beast_module(asked.learner.trainer)
@@ -49,12 +50,10 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     try:
         space = group.observation_space
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
-        config = Config.from_flat(PRESETS[preset] | values)
-        config = config.replace(preset=preset, model=config.learner.model or _model_for(space))
-        settings = dataclasses.asdict(config.model)
-        if "normalise_observations" not in values and not has_vectors(space):
-            config = config.replace(normalise_observations=False)  # a preset's, for tasks that have any
-        learner = config.learner
+        usual = {} if complete else _usual(preset, values, space)
+        chosen = {"preset": preset, "model": values.get("model") or usual.get("model") or _model_for(space)}
+        config = Config.from_flat(usual | values | chosen)
+        learner, settings = config.learner, dataclasses.asdict(config.model)
         model = ModelChoice(
             learner.model or "", learner.use_lstm, space, group.action_space, settings, learner.normalise_observations
         )
@@ -84,6 +83,17 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     finally:
         group.close()
     return config, task
+
+
+def _usual(preset: str, values: dict[str, Any], space: gymnasium.Space[Any]) -> dict[str, Any]:
+    """Return a preset's settings, but for those that the algorithm, model or observations asked for have no use for."""
+    usual = PRESETS[preset]
+    algorithm = values.get("algorithm") or usual.get("algorithm") or LearnerConfig.algorithm
+    groups = Config.groups(algorithm, values.get("model") or usual.get("model") or _model_for(space))
+    known = {field.name for group in groups.values() for field in dataclasses.fields(group)}
+    if not has_vectors(space):
+        known.discard("normalise_observations")
+    return {name: value for name, value in usual.items() if name in known}
 
 
 def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any]) -> str:

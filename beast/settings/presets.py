@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+WIDEST = {"algorithm": "appo", "model": "mlp"}
+"""The algorithm and the model that have all flags which any preset's have: what may be typed before one is chosen."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's settings for Atari are the defaults.
     "atari": {},

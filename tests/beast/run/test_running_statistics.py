@@ -70,20 +70,18 @@ def test_discounted_returns_are_those_of_the_rewards_of_each_actor():
 
 
 def test_an_agent_and_an_evaluation_read_normalised_observations(tmp_path):
-    run, _ = trained(tmp_path)
-    agent = beast.load(tmp_path, deterministic=True)
+    run = beast.train(**FLAGS, savedir=tmp_path)
     observation = np.array([[0.3, -0.4, 5.0]], np.float32)
-    chosen = agent.choose(observation)
-    acting = Policy(run.task.model, run.task.dtype, run.weights, 1)
-    acting.refresh()
-    (statistics,) = run.learner.acting.model.observation_statistics.parts
-    by_hand = (observation - statistics.mean.numpy()) / np.sqrt(statistics.variance.numpy() + 1e-8)
-    model = acting.model
-    x = torch.tanh(model.fc2(torch.tanh(model.fc1(torch.from_numpy(by_hand)))))
-    mean, _ = model.policy(x).chunk(2, -1)
-    np.testing.assert_allclose(chosen.logits[0, 0], mean[0, 0].item(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(chosen.logits[0, 1], model.log_std[1].item(), rtol=1e-6)
-    assert len(beast.evaluate(tmp_path, episodes=2)["returns"]) == 2
+    chosen = beast.load(run, deterministic=True).choose(observation)
+    saved = checkpoint.load(checkpoint.saved(run)[0])["learner"]["model"]
+    mean, variance = (saved[f"observation_statistics.parts.0.{name}"] for name in ("mean", "variance"))
+    x = (torch.from_numpy(observation) - mean) / (variance + 1e-8).sqrt()
+    for layer in ("fc1", "fc2"):
+        x = torch.tanh(x @ saved[f"{layer}.weight"].T + saved[f"{layer}.bias"])
+    by_hand = x @ saved["policy.weight"].T + saved["policy.bias"]
+    np.testing.assert_allclose(chosen.logits[0, 0], by_hand[0, 0].item(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(chosen.logits[0, 1], saved["log_std"][1].item(), rtol=1e-6)
+    assert len(beast.evaluate(run, episodes=2)["returns"]) == 2
 
 
 def test_a_skipped_batch_leaves_no_trace_in_the_statistics():
