@@ -23,9 +23,9 @@ class Config(impala.Config):
     """Loss (APPO)"""
 
     passes: int = 2
-    """how often each batch is learned from; steps count once"""
+    """How often each batch is learned from; its steps count once."""
     clip_ratio: float = 0.2
-    """the policy gains nothing from a probability that differs from the acting policy's by more than this factor"""
+    """Let the policy gain nothing from a probability that differs from the acting policy's by more than this part of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
