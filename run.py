@@ -1,4 +1,4 @@
-"""The command line from the source tree: `python run.py [train|evaluate|profile|plot] [flags]`. Without a command it trains."""
+"""The command line in the source tree: `python run.py [train|evaluate|profile|plot] [flags]`; the default command is train."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """As `beast.cli.main`, which see: it may import nothing before that has put the path in order."""
-    if arguments is None:  # this process is ours, not a test's or a notebook's
-        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # there already, but under -I and -P
+    """Call `beast.cli.main`, which sets the import path before anything else is imported."""
+    if arguments is None:  # called as a program, not by a test or a notebook
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # missing under `python -I` and `-P`
     from beast.cli import main
 
     return main(arguments, "run.py")

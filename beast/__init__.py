@@ -4,14 +4,14 @@
     print(beast.evaluate(run, episodes=20)["mean"])
     action = beast.load(run).act(observation)
 
-Everything is imported when it is first used, so that `import beast` costs nothing.
+Each name is imported when it is first used, so that `import beast` is fast.
 """
 
 from __future__ import annotations
 
 from beast.processes import paths
 
-TYPE_CHECKING = False  # typing's is no other, but a typing.py in the current folder may be anybody's: see beast/cli.py
+TYPE_CHECKING = False  # not imported, because a typing.py in the current folder may be any file: see beast/cli.py
 if TYPE_CHECKING:
     from typing import Any
 
@@ -40,7 +40,7 @@ _HOMES = {
     "CheckpointError": "core.errors",
     "WorkerError": "core.errors",
 }
-"""The module of each public name."""
+"""The module that defines each public name."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m beast` is the command `beast`."""
+"""The command `python -m beast`, the same as `beast`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What this program does, from values to results: the command line and Python both come through here.
+"""What this program does, as functions of values: the command line and Python both call these.
 
-`train`, `evaluate` and `load` are `beast.train`, `beast.evaluate` and `beast.load`. All of them raise what the command line
+`train`, `evaluate` and `load` are `beast.train`, `beast.evaluate` and `beast.load`. They raise what the command line
 prints in one line: ConfigError, EnvError, ModelError, CheckpointError, WorkerError, MemoryError or FloatingPointError.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from beast.acting.task import Task
 
 _live = threading.Lock()
-"""Held by the training of this process: it seeds PyTorch and has the one fork server."""
+"""Held while this process trains, because training seeds PyTorch and uses the one fork server."""
 
 
 class Ended(NamedTuple):
@@ -41,33 +41,33 @@ class Ended(NamedTuple):
 
     folder: Path
     signal: int | None
-    """The one that it was stopped by."""
+    """The signal that stopped it; None if none did."""
 
 
 # -- from Python ------------------------------------------------------------------------------------------------------
 
 
 def train(*, callbacks: Sequence[Any] = (), trust: bool = False, **flags: Any) -> Path:
-    """Train a policy, or go on with a run.
+    """Train a policy, or continue a run.
 
-    It works in any thread, one training at a time in a process. A signal that ends it (Ctrl-C) is raised again when the
-    checkpoint is written: from Ctrl-C comes KeyboardInterrupt. A second Ctrl-C ends the process at once. Threads but the
-    main one hear no signals: a callback that returns True ends the run there. PyTorch's generator is seeded, and its number
-    of threads set for this thread.
+    It works in any thread, with one training at a time in a process. A signal that ends it (Ctrl-C) is raised again after
+    the checkpoint is written: Ctrl-C raises KeyboardInterrupt. A second Ctrl-C ends the process at once. Only the main
+    thread receives signals; elsewhere a callback that returns True ends the run. PyTorch's generator is seeded, and its
+    number of threads is set for this thread.
 
     Args:
-        callbacks: objects that hear of updates, episodes and checkpoints (`beast/run/callbacks.py`).
-        trust: run the code that a checkpoint names (`resume`), though somebody else made it.
-        flags: those of the command line, by name: `env="CartPole-v1", total_steps=300_000`. Those left out have their
-            defaults. What is named (an environment, a model) is imported by each process for itself, so that it must be in
-            a module; functions of a notebook's own cannot be named.
+        callbacks: objects whose methods are called after updates, episodes and checkpoints (`beast/run/callbacks.py`).
+        trust: whether a checkpoint that somebody else made (`resume`) may run the code that it names.
+        flags: those of the command line, by name: `env="CartPole-v1", total_steps=300_000`; the others have their
+            defaults. What they name (an environment, a model) is imported in each process, so it must be in a module;
+            functions defined in a notebook cannot be named.
 
     Returns:
         The run folder.
 
     Raises:
-        ConfigError, EnvError, ModelError, CheckpointError: before the first step; nothing is left then.
-        WorkerError, FloatingPointError, CheckpointError: the run failed, after a checkpoint was saved if one could be.
+        ConfigError, EnvError, ModelError, CheckpointError: before the first step; the run leaves nothing then.
+        WorkerError, FloatingPointError, CheckpointError: the run failed, after a checkpoint was saved if possible.
     """
     ended = run_training(_plain(flags), trust, callbacks, warnings.warn)
     if ended.signal is not None:
@@ -84,20 +84,21 @@ def evaluate(
 
     Args:
         run: a run folder, a run's name in `savedir`, `latest`, or a checkpoint file.
-        episodes: how many games.
-        deterministic: take the likeliest action instead of drawing one.
-        seed: of environments and actions; None: the run's, moved.
+        episodes: number of games.
+        deterministic: take the most probable action instead of sampling.
+        seed: of environments and actions; None derives it from the run's seed.
         video: a folder; one episode is also recorded there, as `episode.mp4`.
-        trust: run the code that the checkpoint names, though somebody else made it.
-        given: `env` and `env_kwargs` are played instead of the checkpoint's; other flags that name code (`model`, ...) must
-            be the checkpoint's, and say that you know of it.
+        savedir: the folder that holds the run folders.
+        trust: whether a checkpoint that somebody else made may run the code that it names.
+        given: `env` and `env_kwargs` replace those of the checkpoint; other flags that name code (`model`, ...) must equal
+            the checkpoint's, and confirm that you know them.
 
     Returns:
         env, model, step, seed, deterministic, episodes (a count), returns and lengths (lists, in steps), and of the returns
         mean, median, std, min, max.
 
     Raises:
-        ConfigError, EnvError, ModelError, CheckpointError: one line each.
+        ConfigError, EnvError, ModelError, CheckpointError: each with a message of one line.
     """
     folder = Path(video) if video is not None else None
     return run_evaluation(
@@ -111,17 +112,18 @@ def load(
 ) -> Agent:  # fmt: skip
     """Load a policy to act with, on the CPU.
 
-    No environment is made, but for checkpoints of the first format (of before 0.1.0), which do not hold their spaces.
+    No environment is made, except for checkpoints of the first format (before 0.1.0), which do not hold their spaces.
 
     Args:
         run: a run folder, a run's name in `savedir`, `latest`, or a checkpoint file.
-        deterministic: take the likeliest action instead of drawing one.
-        seed: of the draws; None: another each time.
-        trust: run the code that the checkpoint names, though somebody else made it.
+        deterministic: take the most probable action instead of sampling.
+        seed: of the sampling; None takes a different one each time.
+        savedir: the folder that holds the run folders.
+        trust: whether a checkpoint that somebody else made may run the code that it names.
 
     Raises:
-        CheckpointError: if there is none, it is damaged, or it names code of somebody else's.
-        ConfigError, ModelError, EnvError: if what it names is not there, or is not what it was.
+        CheckpointError: if there is none, it is damaged, or it names code and somebody else made it.
+        ConfigError, ModelError, EnvError: if what it names is missing or has changed.
     """
     import torch
 
@@ -129,10 +131,10 @@ def load(
     from beast.tools.evaluation import load_model
 
     path, state = finding.load_newest(os.fspath(run), os.fspath(savedir), warnings.warn)
-    # Of all that a checkpoint may name only the model is followed, if it holds its spaces.
+    # If the checkpoint holds its spaces, only the model that it names is imported.
     unused = tuple(name for name in NAMES_CODE if name != "model") if "spaces" in state else ()
     flags = settings_of(path, state, None, trust, unused)
-    with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
+    with torch.random.fork_rng(devices=[]):  # a new model draws weights before they are loaded
         choice, dtype = _model_of(state, flags)
         policy = Policy(choice, dtype, None, 1)
     load_model(policy, state["learner"]["model"], path)
@@ -140,7 +142,7 @@ def load(
 
 
 def _model_of(state: dict[str, Any], flags: dict[str, Any]) -> tuple[ModelChoice, torch.dtype]:
-    """The model of a checkpoint, and what it computes in on this machine's CPU."""
+    """Return the model of a checkpoint, and the dtype in which it computes on this machine's CPU."""
     import torch
 
     from beast.acting.models import model_module
@@ -166,7 +168,7 @@ def _model_of(state: dict[str, Any], flags: dict[str, Any]) -> tuple[ModelChoice
 
 
 def _plain(flags: dict[str, Any]) -> dict[str, Any]:
-    """Paths as text, which is what flags hold."""
+    """Convert paths to text, which flags hold."""
     return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in flags.items()}
 
 
@@ -174,13 +176,13 @@ def _plain(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], log: Callable[[str], Any]) -> Ended:
-    """Train, or go on with a run.
+    """Train, or continue a run.
 
     Args:
         values: flags that were given, by name.
         trusted: see `trust.settings_of`.
         callbacks: see `assemble`.
-        log: takes lines for the user that are in no run's log.
+        log: takes lines for the user that belong to no run's log.
     """
     if not _live.acquire(blocking=False):
         raise ConfigError("a run is live in this process already: wait for its end, or start another process")
@@ -192,12 +194,12 @@ def run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any]
 
 def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any], log: Callable[[str], Any]) -> Ended:
     if values.get("num_actor_processes") != 0:
-        start_fork_server()  # it imports torch on another core while this process does
+        start_fork_server()  # it imports torch on another core while this process imports it too
     from beast.run.resolve import resolve_config
 
     folder = run_folder.run_to_resume(values)
     if folder is None:
-        config, task = resolve_config(values)  # before anything is made
+        config, task = resolve_config(values)  # checks everything before anything is made
         check_machine(config, task)
         folder = run_folder.make(config)
         with run_folder.locked(folder):
@@ -223,7 +225,7 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
 def _run(
     config: Config, task: Task, folder: Path, state: dict[str, Any] | None, notes: list[str], callbacks: Sequence[Any]
 ) -> Ended:
-    """Train in a folder that is locked; `notes` are for its log."""
+    """Train in a locked folder; `notes` go to its log."""
     from beast.run.assemble import assemble
 
     try:
@@ -235,8 +237,8 @@ def _run(
             raise ConfigError(f"cannot start in {folder}: {error}") from error
         if state is None or isinstance(error, BeastError | MemoryError) or not isinstance(error, Exception):
             raise
-        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's says enough
-        raise CheckpointError(  # keys or shapes of another network
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "  # torch's message is enough
+        raise CheckpointError(  # the keys or shapes are another network's
             f"{folder}: its checkpoint does not fit --model {config.learner.model}: {kind}{one_line(error)}"
         ) from error
     run_folder.point_latest_to(folder)
@@ -257,7 +259,7 @@ def run_evaluation(  # noqa: PLR0913
     run: str, savedir: str, episodes: int, deterministic: bool, seed: int | None, video: Path | None, trusted: bool,
     given: dict[str, Any], log: Callable[[str], Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """`evaluate`, which see; `log` takes a line for each damaged checkpoint that is passed over."""
+    """Do as `evaluate`; `log` takes a line for each damaged checkpoint that is skipped."""
     for name, value, least in (("episodes", episodes, 1), ("seed", 0 if seed is None else seed, 0)):
         if type(value) is not int or value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value!r}")
@@ -266,7 +268,7 @@ def run_evaluation(  # noqa: PLR0913
     if video:
         make_writable("video", video)
     path, state = finding.load_newest(run, savedir, log)
-    # What differs from the file is another task of the same spaces; what equals it says that the reader knows of it.
+    # A value unlike the file's asks for another task with the same spaces; an equal one confirms that the reader knows it.
     own: dict[str, Any] = state["config"]
     replaceable = [name for name in ("env", "env_kwargs") if name in given]
     other: dict[str, Any] = {name: given[name] for name in replaceable if given[name] != own.get(name)}
@@ -282,7 +284,7 @@ def run_evaluation(  # noqa: PLR0913
 
 
 def check_machine(config: Config, task: Task) -> None:
-    """Before anything is written.
+    """Check memory and the limit of open files before anything is written.
 
     Raises:
         ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised.
@@ -298,7 +300,7 @@ def check_machine(config: Config, task: Task) -> None:
 
 
 def make_writable(flag: str, folder: Path) -> None:
-    """Make a folder and try it, before the work whose result goes there.
+    """Make a folder and test that it is writable, before the work whose result goes there.
 
     Raises:
         ConfigError: if that fails.
@@ -311,5 +313,5 @@ def make_writable(flag: str, folder: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line of 300 characters at most."""
+    """Return an error's message in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]

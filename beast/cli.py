@@ -1,35 +1,35 @@
-"""The command line's door: `beast`, `python -m beast` and `run.py` all come in here. `commands.py` has what is behind it."""
+"""The entry point of the command line: `beast`, `python -m beast` and `run.py` call `main`; `commands.py` has the commands."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# Nothing else is imported before `main` has put the path in order: a `signal.py` in the current folder may be anybody's.
+# Nothing else is imported before `main` has set the import path: a `signal.py` in the current folder may be any file.
 
 
 def main(arguments: list[str] | None = None, program: str = "beast") -> int:
-    """Run a command; without one it trains.
+    """Run a command, by default `train`.
 
     Args:
-        arguments: of the command line; None: this process's own, which then is this program's and nobody else's.
-        program: what was typed, for messages.
+        arguments: of the command line; None takes this process's own and lets the program set its import path and signals.
+        program: the command as typed, for messages.
 
     Returns:
-        The process's exit status (0 done, 1 failed, 2 bad input, 128 + n ended by signal n).
+        The exit status: 0 done, 1 failed, 2 bad input, 128 + n ended by signal n.
     """
     if arguments is None:
         from beast.processes import paths
 
         paths.set_search_path(sys.path)
         _take_signals(program)
-        if not paths.current_folder():  # MKL would end this process on the spot
+        if not paths.current_folder():  # MKL would abort this process
             os.write(2, f"{program}: error: the current folder does not exist any more: go to another one\n".encode())
             return 2
         arguments = sys.argv[1:]
         from beast.processes.machine import keep_freed_memory
 
-        keep_freed_memory()  # before there is any thread but this one: see there
+        keep_freed_memory()  # before any other thread starts (see its docstring)
     from beast import commands
     from beast.core import names
 
@@ -39,15 +39,15 @@ def main(arguments: list[str] | None = None, program: str = "beast") -> int:
 
 
 def _take_signals(program: str) -> None:
-    """Until a run has something to save."""
+    """Handle signals until a run has something to save."""
     import signal
 
     def leave(number: int, _: object) -> None:
-        """A KeyboardInterrupt would end in a traceback, or get lost in a C extension."""
+        """Exit at once: KeyboardInterrupt would print a traceback or get lost in a C extension."""
         os.write(2, f"{program}: error: interrupted\n".encode())
         os._exit(128 + number)
 
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # "checkpoint now": there is nothing yet, and it must not kill
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks for a checkpoint, and there is nothing to save yet
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # else it is under nohup
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # an ignored SIGHUP means nohup
             signal.signal(number, leave)

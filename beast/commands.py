@@ -1,4 +1,4 @@
-"""The commands: what they take, which function of `api.py` they call, what they print, how they end."""
+"""The commands: the flags that each takes, the function of `api.py` that it calls, what it prints, its exit status."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from beast.settings.flags import Parser
 from beast.settings.presets import WIDEST
 
 PONGS_LEVELS = [0.0, 10.0, 18.0, 19.0, 20.0]
-_ABOUT = """{0} [train] [flags]: train a policy, or go on with a run (--resume RUN).
-{0} evaluate --checkpoint RUN: play full games with it.
-{0} profile: say where the time goes.
+_ABOUT = """{0} [train] [flags]: train a policy, or continue a run (--resume RUN).
+{0} evaluate --checkpoint RUN: play full games with a trained policy.
+{0} profile: train for a short time and show where the time goes.
 {0} plot RUN ...: draw the curves of runs. Each command has its own --help."""
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Run one command. Errors that a user can mend are one line on stderr."""
+    """Run one command and return its exit status; errors that the user can correct are one line on standard error."""
     commands = {"train": train, "evaluate": evaluate, "profile": profile, "plot": plot}
     if command not in commands:
         near = difflib.get_close_matches(command, commands, n=1)
@@ -49,22 +49,22 @@ def run(command: str, arguments: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             return _fail("too many open files: raise the limit (ulimit -n) or lower --num_actor_processes", 1)
-        traceback.print_exc()  # of the user's own code, most likely: where it happened says more than we can
+        traceback.print_exc()  # most likely in the user's own code, which a traceback shows
         return _fail(f"{type(error).__name__}: {api.one_line(error)}", 1)
 
 
-_LONGEST = 1000  # letters of an error: names in a file may have any length
+_LONGEST = 1000  # most characters of an error message: names in a file may have any length
 
 
 def _fail(message: str, status: int) -> int:
-    """One line, whatever is in the message: it may quote names from a file."""
+    """Print a message as one line, whatever it contains (it may quote names from a file), and return the status."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:_LONGEST])
     print(f"{names.typed}: error: {line}", file=sys.stderr)
     return status
 
 
 def train(arguments: list[str]) -> int:
-    """Train, or go on with a run."""
+    """Train, or continue a run."""
     parser = _train_parser(names.typed, _ABOUT.format(names.to_type()), arguments)
     parser.add_argument("--version", action="version", version=f"beast {beast.__version__}")
     _add_trust(parser)
@@ -75,7 +75,7 @@ def train(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Play episodes with a checkpoint."""
+    """Play full games with a checkpoint."""
     parser = Parser(
         prog=f"{names.typed} evaluate",
         description="Play full games with a trained policy, on the CPU. The checkpoint knows its environment and network.",
@@ -85,22 +85,26 @@ def evaluate(arguments: list[str]) -> int:
         "--checkpoint",
         required=True,
         metavar="RUN",
-        help="a run folder, a run's name in savedir, latest, or a checkpoint file",
+        help="The policy to play with: a run folder, a run's name in savedir, latest, or a checkpoint file.",
     )
     add("--episodes", type=int, default=100, metavar="N", help="How many full games to play [100].")
-    add("--deterministic", action="store_true", help="Take the likeliest action instead of drawing one.")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="Take the most probable action at each step instead of sampling one.",
+    )
     add(
         "--seed",
         type=int,
         metavar="N",
-        help="The random seed [different from the one used in training].",
+        help="The random seed of environments and actions [different from the one used in training].",
     )
-    add("--video", metavar="DIR", help="also record one episode as DIR/episode.mp4")
-    add("--json", metavar="FILE", help="write all figures to FILE")
-    add("--savedir", default="runs", metavar="DIR", help="where runs are [runs]")
+    add("--video", metavar="DIR", help="Also record one episode, as DIR/episode.mp4.")
+    add("--json", metavar="FILE", help="Write all figures to FILE as JSON.")
+    add("--savedir", default="runs", metavar="DIR", help="The folder that holds the run folders [runs].")
     _add_trust(parser)
-    for group in (EnvironmentConfig, LearnerConfig, RunConfig):
-        parser.add_dataclass(group, only=trust.NAMES_CODE)
+    for section in (EnvironmentConfig, LearnerConfig, RunConfig):
+        parser.add_dataclass(section, only=trust.NAMES_CODE)
     values = parser.parse(arguments)
     video = Path(values["video"]) if values["video"] else None
     file = Path(values["json"]) if values["json"] else None
@@ -125,9 +129,11 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def profile(arguments: list[str]) -> int:
-    """Run the real trainer for a while and say where the time goes."""
+    """Run the real trainer for a while and show where the time goes."""
     parser = _train_parser(
-        f"{names.typed} profile", "Train for a while without saving anything, and say where the time goes.", arguments
+        f"{names.typed} profile",
+        "Train for a short time without saving anything, and show where the time goes.",
+        arguments,
     )
     add = parser.add_argument_group("Profile").add_argument
     add(
@@ -148,13 +154,13 @@ def profile(arguments: list[str]) -> int:
         action="store_true",
         help="Skip timing each part on its own (faster, but no upper bound is shown).",
     )
-    add("--trace", metavar="FILE", help="write what every process did when, for chrome://tracing or Perfetto, to FILE")
+    add("--trace", metavar="FILE", help="Write a timeline of all processes to FILE, for chrome://tracing or Perfetto.")
     add(
         "--autotune",
         action="store_true",
-        help="Search for the fastest settings; flags that you give stay fixed.",
+        help="Search for the fastest settings on this machine; flags that you give stay fixed.",
     )
-    add("--json", metavar="FILE", help="write all figures to FILE")
+    add("--json", metavar="FILE", help="Write all figures to FILE as JSON.")
     values = parser.parse(arguments)
     own = {name: values.pop(name) for name in ("seconds", "warm_up", "no_bound", "trace", "autotune", "json")}
     if own["seconds"] is None:
@@ -184,30 +190,32 @@ def profile(arguments: list[str]) -> int:
 
 
 def plot(arguments: list[str]) -> int:
-    """Draw runs' curves."""
+    """Draw the curves of runs."""
     parser = Parser(
-        prog=f"{names.typed} plot", description="Draw the curves of runs, and write when which return was reached."
+        prog=f"{names.typed} plot", description="Draw the curves of runs, and write when each return was first reached."
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run folder, a run's name in savedir, or latest")
+    add("runs", nargs="+", metavar="RUN", help="Runs to draw: each a run folder, a run's name in savedir, or latest.")
     add(
         "--out",
         type=Path,
         default=Path("curve.png"),
         metavar="FILE",
-        help="the picture; JSON goes beside it [curve.png]",
+        help="The picture to write; a JSON file with the same name goes beside it [curve.png].",
     )
-    add("--labels", nargs="+", metavar="NAME", help="of the curves, one a run [the folders' names]")
-    add("--title", default="", metavar="TEXT", help="over the picture")
+    add(
+        "--labels", nargs="+", metavar="NAME", help="Labels of the curves, one for each run [names of the run folders]."
+    )
+    add("--title", default="", metavar="TEXT", help="A heading for the picture.")
     add(
         "--levels",
         type=float,
         nargs="*",
         default=[0.0, 10.0, 18.0, 19.0, 20.0],
         metavar="X",
-        help="returns to look for [Pong's]",
+        help="Mean returns for which the JSON file says when each was first reached [0 10 18 19 20].",
     )
-    add("--savedir", default=RunConfig.savedir, metavar="DIR", help="where runs are [runs]")
+    add("--savedir", default=RunConfig.savedir, metavar="DIR", help="The folder that holds the run folders [runs].")
     values = parser.parse(arguments)
     from beast.tools.plot import draw
 
@@ -229,21 +237,23 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
-    """With the flags of the algorithm and the model that `--algorithm` and `--model` name."""
+    """Make a parser with all settings, including those of the algorithm and the model that `--algorithm` and `--model` name."""
     first = Parser(prog=prog, add_help=False)
     first.add_argument("--algorithm", default=WIDEST["algorithm"])
     first.add_argument("--model", default=WIDEST["model"])
     named = first.parse_known_args(arguments)[0]
     parser = Parser(prog=prog, description=description, brief=True)
-    for group in Config.groups(named.algorithm, named.model).values():
-        parser.add_dataclass(group)
+    for section in Config.sections(named.algorithm, named.model).values():
+        parser.add_dataclass(section)
     return parser
 
 
 def _add_trust(parser: Parser) -> None:
-    """Not a setting: what a checkpoint says of it does not count."""
+    """Add `--trust`, which is not a setting: a checkpoint cannot set it."""
     parser.add_argument(
-        "--trust", action="store_true", help="Run the code that a checkpoint names, though somebody else made it."
+        "--trust",
+        action="store_true",
+        help="Allow a checkpoint that somebody else made to run the code that it names (docs/faults.md).",
     )
 
 

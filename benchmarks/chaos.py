@@ -32,12 +32,12 @@ WATCHED = ("memory_mb", "open_files", "threads", "processes")
 FAULTS = ("worker", "worker stopped", "server killed", "server stopped", "engine")
 """A worker is killed; it is stopped; its fork server is killed; it is stopped and then a worker is killed; a process that an
 environment started is killed."""
-PATIENCE = 400.0  # seconds in which all workers must be there again, `--actor_timeout` not counted
+PATIENCE = 400.0  # seconds within which all workers must run again, without `--actor_timeout`
 RUN = ["--savedir", ".", "--xpid", "run", "--total_steps", str(10**9), "--max_restarts", str(10**6)]
 
 
 class Run:
-    """run.py as a process, and its family."""
+    """A run.py as a process, with its workers."""
 
     def __init__(self, flags: list[str], folder: Path, actor_timeout: float) -> None:
         self.actor_timeout = actor_timeout
@@ -48,7 +48,7 @@ class Run:
         self.seen: set[psutil.Process] = set()
 
     def workers(self) -> list[psutil.Process]:
-        """Actor processes, inference process, evaluator: the forks of its fork server, not what it adopted from dead ones."""
+        """Return actor processes, inference process and evaluator: the fork server's own children, not the adopted ones."""
         found = []
         with suppress(psutil.Error):  # the server may have just been killed
             for server in self.process.children():
@@ -61,7 +61,7 @@ class Run:
         return found
 
     def sample(self) -> dict[str, float]:
-        """What is watched, now."""
+        """Return the current values of what is watched."""
         family = [self.process, *self.process.children(recursive=True)]
         self.seen |= set(family)
         memory = 0
@@ -72,22 +72,23 @@ class Run:
         return dict(zip(WATCHED, map(float, values), strict=True))
 
     def strike(self, fault: str, chance: random.Random) -> tuple[str, float]:
-        """Do it to a process at random; returns what was done, and the seconds until all workers are there again.
+        """Inflict a fault on a random process; return what was done, and the seconds until all workers run again.
 
         Args:
             fault: one of FAULTS. Environments that start no processes have a worker killed instead of an `engine`.
+            chance: chooses the process.
 
         Raises:
-            TimeoutError: the workers are not there again in time.
+            TimeoutError: if the workers do not run again in time.
         """
-        while not (before := self.workers()):  # the server is just being replaced, for a reason of its own
+        while not (before := self.workers()):  # the server is being replaced for another reason
             time.sleep(0.1)
         victim = chance.choice(before)
         engines = [engine for worker in before for engine in worker.children(recursive=True)]
         began = time.monotonic()
         if fault == "engine" and engines:
             chance.choice(engines).kill()
-            return fault, 0.0  # whether its worker ends of that is the environment's affair
+            return fault, 0.0  # the environment decides whether its worker ends then
         server = victim.parent()
         if fault == "server killed":
             server.kill()
@@ -108,7 +109,7 @@ class Run:
         return fault if " " in fault else name, time.monotonic() - began
 
     def left(self) -> int:
-        """How many of all that were ever seen still live."""
+        """Count the processes ever seen that still run."""
         count = 0
         for process in self.seen:
             with suppress(psutil.Error):
@@ -116,14 +117,14 @@ class Run:
         return count
 
     def rows(self) -> list[dict[str, str]]:
-        """logs.csv."""
+        """Read logs.csv."""
         with suppress(FileNotFoundError), open(self.folder / "logs.csv", newline="") as file:
             return list(csv.DictReader(file))
         return []
 
 
 def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each watched value: mean, and change an hour along a straight line, without the first fifth."""
+    """Return the mean of each watched value, and its growth per hour by a straight line through all but the first fifth."""
     kept = samples[len(samples) // 5 :]
     hours = np.array([sample["seconds"] for sample in kept]) / 3600
     return {
@@ -137,7 +138,7 @@ def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def standstill(rows: list[dict[str, str]]) -> float:
-    """The longest time in seconds in which no step was counted in logs.csv."""
+    """Return the longest time in seconds in which no step was counted in logs.csv."""
     times, worst = [float(row["time"]) for row in rows], 0.0
     last = times[0]
     for time_, before, row in zip(times[1:], rows, rows[1:], strict=False):
@@ -150,7 +151,7 @@ def standstill(rows: list[dict[str, str]]) -> float:
 def watch(
     run: Run, minutes: float, quiet: float, every: float, faults: list[str], chance: random.Random
 ) -> dict[str, Any]:
-    """Let it run, kill but for the last `quiet` minutes, and look once a second; returns the figures."""
+    """Let the run train, inflict faults except in the last `quiet` minutes, check once a second, and return the figures."""
     while not run.rows() and run.process.poll() is None:
         time.sleep(0.1)
     samples: list[dict[str, float]] = []
@@ -208,7 +209,7 @@ def watch(
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Run, print and write."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -99,7 +99,7 @@ def _envpool() -> Step:
 
 
 def engines() -> dict[str, Callable[[], Step]]:
-    """Those that are installed, and the bare emulator."""
+    """Return the engines that are installed, and the bare emulator."""
     found: dict[str, Callable[[], Step]] = {
         "VectorEnvs (ours)": _group,
         "AtariVectorEnv": _vector_env,
@@ -111,9 +111,9 @@ def engines() -> dict[str, Callable[[], Step]]:
 
 
 def measure(seconds: float) -> dict[str, Any]:
-    """Steps a second of core time of every engine, the median of rounds, and its share of the bare emulator's."""
+    """Measure steps per second of core time for every engine: the median of rounds, and its share of the bare emulator's."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})  # engines' own threads too: they inherit it
+    os.sched_setaffinity(0, {min(cores)})  # threads of the engines inherit it
     try:
         steps = {name: make() for name, make in engines().items()}
         choices = np.random.default_rng(0).integers(0, ACTIONS, (1000, GAMES))
@@ -139,12 +139,12 @@ def _rate(step: Step, choices: Array, seconds: float) -> float:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What is measured, by name."""
+    """Return what to measure, by name."""
     return {"Pong, 24 games": partial(measure, seconds)}
 
 
 def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
-    """A bar for each engine."""
+    """Draw a bar for each engine."""
     (found,) = figures.values()
     figure, (panel,) = panels(1, "Stepping 24 games of Pong, one core")
     sps = found["sps_per_core"]

@@ -1,7 +1,7 @@
-"""This tree's speed beside another commit's, in turn on one machine: `python -m benchmarks.interleaved --against COMMIT`.
+"""The speed of this tree beside another commit's, measured in pairs: `python -m benchmarks.interleaved --against COMMIT`.
 
-Machines are noisy, so no single figure says anything: runs of both follow each other in pairs, the order changing from pair to
-pair, and what is told is the median of the pairs' ratios with its 90 % interval (bootstrap over pairs).
+Machines are noisy, so a single figure says little: runs of both follow each other in pairs, in an order that changes from
+pair to pair, and the result is the median of the pairs' ratios with its 90 % interval (bootstrap over pairs).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def summary(pairs: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians of both sides, the median of the pairs' ratios (ours / theirs), and its 90 % interval."""
+    """Return the medians of both sides, the median of the pairs' ratios (ours / theirs), and its 90 % interval."""
     ratios = [pair["ours"] / pair["theirs"] for pair in pairs]
     draw = random.Random(0)
     medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
@@ -75,7 +75,7 @@ def summary(pairs: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _speed(checkout: Path, scratch: Path, seconds: float, flags: list[str]) -> float:
-    """Steps a second of a run of this checkout."""
+    """Return the steps per second of a run of this checkout."""
     file = scratch / "figures.json"
     own = ["--no_bound", "--warm_up", "3", "--seconds", str(seconds), "--json", str(file)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -1,4 +1,4 @@
-"""The learner's step alone: by model, number format, batch size, and the order of images in memory."""
+"""The learner's update alone: by model, number format, batch size, and memory layout of images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.cha
 
 
 def measure(model: str, precision: str, batch_size: int, layout: str, seconds: float) -> dict[str, Any]:
-    """Microseconds per agent step of updates with 20 steps an unroll, one compute thread, Pong's shapes.
+    """Measure microseconds per agent step of updates, with 20 steps in an unroll, one compute thread and Pong's shapes.
 
     Args:
-        layout: of what the first convolution gets, and so of all that follow; models choose for themselves otherwise.
+        model: name of the model.
+        precision: float32 or bfloat16.
+        batch_size: unrolls in a batch.
+        layout: memory layout of the first convolution's input, and so of all that follow; models normally choose it.
+        seconds: how long to measure.
     """
     keep_freed_memory()
     threads = torch.get_num_threads()
@@ -45,7 +49,7 @@ def measure(model: str, precision: str, batch_size: int, layout: str, seconds: f
 
 
 def make(flags: dict[str, Any]) -> tuple[Gradients, Learner, Staged]:
-    """A learner and a batch on its device, as run.py would have them with these flags."""
+    """Make a learner, and a batch on its device, as run.py does with these flags."""
     config, task = resolve_config(flags)
     gradients, learner = make_learner(config, task)
     staged = blank_batch(gradients, task.unroll, config.learner.batch_size, config.actors.unroll_length)
@@ -53,7 +57,7 @@ def make(flags: dict[str, Any]) -> tuple[Gradients, Learner, Staged]:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What is measured, by name."""
+    """Return what to measure, by name."""
     batch_sizes = (8, 32, 128) if torch.cuda.is_available() else (8, 32)
     return {
         f"{model} {precision} batch {batch_size} {layout}": partial(
@@ -64,7 +68,7 @@ def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
-    """A panel a model, on scales of their own."""
+    """Draw a panel for each model, each with its own scale."""
     figure, axes = panels(len(MODELS), "Learner alone: microseconds per agent step, one compute thread")
     batches = sorted({point["batch_size"] for point in figures.values()})
     for panel, model in zip(axes, MODELS, strict=True):

@@ -1,4 +1,4 @@
-"""What all plots of benchmarks share."""
+"""What the plots of all benchmarks share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["bars", "panels", "save"]
 
 
 def bars(panel: Any, groups: Sequence[str], series: Mapping[str, Mapping[str, float]], label: str) -> None:
-    """Bars side by side for each group; `series`: from a name to its values by group, of which some may be missing."""
+    """Draw bars side by side for each group; `series` maps a name to its values by group, some of which may be missing."""
     width = 0.8 / max(len(series), 1)
     for i, (name, values) in enumerate(series.items()):
         places = [g + width * (i - (len(series) - 1) / 2) for g, group in enumerate(groups) if group in values]

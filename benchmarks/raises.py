@@ -53,7 +53,7 @@ class Raises(Catch):
 
 
 def draw(chance: random.Random, trainer: str) -> list[str]:
-    """Flags of one try."""
+    """Draw the flags of one try at random."""
     batch = chance.choice([4, 8, 16])
     flags = ["--trainer", trainer, "--num_actors", ENVIRONMENTS, "--num_actor_processes", chance.choice([1, 2, 4, 16])]
     flags += ["--batch_size", batch, "--unroll_length", chance.choice([10, 50, 80]), "--seed", chance.randrange(1000)]
@@ -65,7 +65,7 @@ def draw(chance: random.Random, trainer: str) -> list[str]:
 
 
 def start(flags: list[str], folder: Path, which: int, in_each_life: bool) -> psutil.Popen:
-    """run.py in this folder, its output in files there."""
+    """Start run.py in this folder, with its output in files there."""
     (folder / "raises_env.py").write_text(MODULE)
     env = {**os.environ, "COUNTS": str(folder / "counts"), "WHICH": str(which), "IN_EACH_LIFE": str(int(in_each_life))}
     command = [
@@ -84,7 +84,7 @@ def start(flags: list[str], folder: Path, which: int, in_each_life: bool) -> psu
 
 
 def one_try(seed: int, trainer: str, bound: float) -> dict[str, Any]:
-    """A run to its end; `hung` says where the output stood, or is None."""
+    """Run to the end and return the figures; `hung` says where the output stopped, or is None."""
     chance = random.Random(seed)
     flags = draw(chance, trainer)
     which = 2 + chance.randrange(ENVIRONMENTS)  # the first one is the parent's, which only looks at it
@@ -111,7 +111,7 @@ def one_try(seed: int, trainer: str, bound: float) -> dict[str, Any]:
 
 
 def many_lives(seed: int, trainer: str, bound: float, lives: int) -> dict[str, Any]:
-    """One run in which an environment is broken each time; the longest time without a step."""
+    """Run once, with an environment that breaks in each life; return the longest time without a step."""
     flags = [*draw(random.Random(seed), trainer), "--total_steps", str(10**10), "--report_every", "0.5"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -141,7 +141,7 @@ def many_lives(seed: int, trainer: str, bound: float, lives: int) -> dict[str, A
 
 
 def main() -> None:
-    """Try, print a line each, and the sum."""
+    """Try, and print a line for each try and the sum."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=200)
     parser.add_argument("--trainer", default="monobeast")

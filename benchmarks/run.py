@@ -30,16 +30,16 @@ Points = dict[str, Callable[[], dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One question."""
+    """One question that is measured at several points."""
 
     points: Callable[[float], Points]
-    """From seconds of each measurement to what measures, by name."""
+    """Maps the seconds of each measurement to functions that measure, by name."""
     draw: Callable[[dict[str, dict[str, Any]], Path], None] | None = None
-    """From figures by point to a plot."""
+    """Draws the figures of all points."""
 
 
 def _script(name: str, seconds: float) -> Points:
-    """A benchmark that is a command of its own, as one point."""
+    """Return a benchmark that is a command of its own, as one point."""
 
     def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ BENCHMARKS = {
 
 
 def run(name: str, out: Path, seconds: float, again: bool) -> bool:
-    """Measure what is missing, write it, draw; False if a point failed.
+    """Measure what is missing, write it and draw; return False if a point failed.
 
     Raises:
         ValueError: if the file holds another machine's results, or something else.
@@ -79,7 +79,7 @@ def run(name: str, out: Path, seconds: float, again: bool) -> bool:
         began = time.monotonic()
         try:
             figures = measure()
-        except Exception as error:  # of one point; the others are worth having
+        except Exception as error:  # one failed point must not lose the others
             print(f"    failed: {error}", flush=True)
             good = False
             continue
@@ -107,13 +107,13 @@ def _read(file: Path, machine: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headline(figures: dict[str, Any]) -> str:
-    """The numbers among the figures, one level deep."""
+    """Format the numbers among the figures, one level deep."""
     numbers = {**figures.get("whole", {}), **figures.get("share_of_bare_emulator", {}), **figures}
     return ", ".join(f"{key} {value:,.4g}" for key, value in numbers.items() if isinstance(value, float))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 if a point failed, 2 if results are in the way, 130 if interrupted."""
+    """Run the benchmarks; return 0, 1 if a point failed, 2 if other results are in the way, 130 if interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -103,7 +103,7 @@ CASES = (
         ),
     ),
 )
-"""Each makes three to six updates."""
+"""The cases; each makes three to six updates."""
 
 # What both sides see as a user's own module: one environment of four says NaN once.
 ENVIRONMENT = """
@@ -160,10 +160,10 @@ for index, parts in enumerate(cases):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare, and print one line a case; the status is 1 if any number differs.
+    """Compare, and print one line for each case; return 1 if any number differs.
 
     Args:
-        arguments: of the command line; None: this process's own.
+        arguments: of the command line; None takes this process's own.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.same_numbers", description=__doc__)
     parser.add_argument("--against", required=True, metavar="COMMIT", help="the commit to compare this tree with")
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def checked_out(commit: str, folder: Path) -> Any:
-    """A commit's files in a folder, which may go without git knowing of it."""
+    """Check a commit's files out into a folder that git does not track."""
     archive = subprocess.run(["git", "archive", "--format=tar", commit], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:
         raise SystemExit(
@@ -218,7 +218,7 @@ def _start(checkout: Path, folder: Path, cases: list[Case]) -> subprocess.Popen[
 
 
 def _compare(theirs: Path, ours: Path, tolerance: float) -> str:
-    """What differs, in a few words; nothing: all is the same."""
+    """Return what differs, in a few words, or an empty text if all is the same."""
     for folder in (theirs, ours):
         if (folder / "failed").exists():
             return f"{folder.parent.name} failed: {(folder / 'failed').read_text().strip().splitlines()[-1][:200]}"
@@ -238,7 +238,7 @@ def _compare(theirs: Path, ours: Path, tolerance: float) -> str:
 
 
 def _numbers(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights, steps and updates of the newest checkpoint under a folder."""
+    """Return weights, steps and updates of the newest checkpoint under a folder."""
     (newest,) = {link.resolve() for link in folder.glob("*/checkpoints/latest.pt")}  # `latest` is a link to the run
     state = torch.load(newest, map_location="cpu", weights_only=True)["learner"]
     counts = {name: torch.tensor(state[name]) for name in ("steps", "updates")}

@@ -25,17 +25,19 @@ from beast.processes.shared import SharedArrays
 
 
 class Pipes:
-    """What PolyBeast does: an eight-byte message each way."""
+    """PolyBeast's way: an eight-byte message in each direction."""
 
     def __init__(self) -> None:
         self.there, self.back = Line(), Line()
 
     def ping(self) -> None:
+        """Send a message and wait for the answer."""
         self.there.send([Request(0, 1)])
         while not self.back.receive(1.0):
             pass
 
     def pong(self) -> None:
+        """Answer a message, if one comes within a second."""
         if self.there.receive(1.0):
             self.back.send([Request(0, 1)])
 
@@ -47,16 +49,18 @@ class Eventfd:
         self.there, self.back = os.eventfd(0), os.eventfd(0)
 
     def ping(self) -> None:
+        """Raise one counter and wait for the other."""
         os.eventfd_write(self.there, 1)
         os.eventfd_read(self.back)
 
     def pong(self) -> None:
+        """Wait for one counter and raise the other."""
         os.eventfd_read(self.there)
         os.eventfd_write(self.back, 1)
 
 
 class Flags:
-    """Flags in shared memory: spin a little, then sleep in steps of 50 microseconds."""
+    """Flags in shared memory: spin for a short time, then sleep in steps of 50 microseconds."""
 
     def __init__(self) -> None:
         self.shared = SharedArrays({"turn": ArraySpec((1,), np.dtype(np.int64))})
@@ -74,16 +78,18 @@ class Flags:
         return False
 
     def ping(self) -> None:
+        """Set the flag and wait until it is cleared."""
         self.shared.arrays["turn"][0] = 1
         self._wait(0)
 
     def pong(self) -> None:
+        """Wait for the flag and clear it."""
         if self._wait(1):
             self.shared.arrays["turn"][0] = 0
 
 
 class Queues:
-    """multiprocessing.Queue: a pickled object, a lock and a feeder thread; a killed reader keeps the lock."""
+    """Two multiprocessing.Queue: a pickled object, a lock and a feeder thread; a killed reader keeps the lock."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -91,10 +97,12 @@ class Queues:
         self.back: Any = context.Queue()
 
     def ping(self) -> None:
+        """Put a message and get the answer."""
         self.there.put(struct.pack("ii", 0, 1))
         self.back.get()
 
     def pong(self) -> None:
+        """Get a message and put the answer."""
         self.there.get()
         self.back.put(struct.pack("ii", 0, 1))
 
@@ -105,7 +113,7 @@ def _serve(way: Any) -> None:
 
 
 def measure(make: Callable[[], Any], seconds: float) -> dict[str, float]:
-    """Round trips a second, and CPU microseconds of both processes for each."""
+    """Return the round trips per second, and the CPU microseconds of both processes for each."""
     way = make()
     child = multiprocessing.get_context("fork").Process(target=_serve, args=(way,), daemon=True)
     child.start()
@@ -124,7 +132,7 @@ def measure(make: Callable[[], Any], seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Every way, in turn, three times; medians."""
+    """Measure every way three times, alternately, and print the medians."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.signalling", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", metavar="FILE")

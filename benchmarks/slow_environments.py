@@ -28,7 +28,7 @@ SLOW_RESET = 100  # steps' time
 
 
 def tasks() -> dict[str, dict[str, Any]]:
-    """Keyword arguments of the synthetic environment, by name."""
+    """Return keyword arguments of the synthetic environment, by name."""
     common = {"shape": [8], "episode_steps": EPISODE}
     mean_factor = (RANGE - 1 / RANGE) / (2 * math.log(RANGE))  # of a log-uniform draw
     step_beside_resets = STEP_MS * EPISODE / (EPISODE + SLOW_RESET)
@@ -40,7 +40,7 @@ def tasks() -> dict[str, dict[str, Any]]:
 
 
 def measure(trainer: str, task: dict[str, Any], seconds: float, flags: list[str]) -> float:
-    """Steps per second of a run of its own."""
+    """Return the steps per second of a run."""
     values = {"env": "Synthetic-v0", "env_kwargs": task, "trainer": trainer}
     figures = profile_of(values, "--seconds", f"{seconds:g}", *flags, timeout=TIMEOUT + seconds)
     sps: float = figures["whole"]["sps"]
@@ -48,7 +48,7 @@ def measure(trainer: str, task: dict[str, Any], seconds: float, flags: list[str]
 
 
 def main() -> None:
-    """All tasks and beasts, in turn."""
+    """Measure all tasks and trainers alternately."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slow_environments", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)

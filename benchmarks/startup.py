@@ -69,7 +69,7 @@ def _has_update(logs: Path) -> bool:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What is measured, by name."""
+    """Return what to measure, by name."""
     return {
         f"{model} {trainer} 48 actors": partial(
             measure,
@@ -82,7 +82,7 @@ def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
-    """A bar for each start."""
+    """Draw a bar for each start."""
     figure, axes = panels(2, "Pong, 48 actors")
     for panel, (key, label) in zip(
         axes, {"first_update_s": "seconds to the first update", "pss_mb": "MB (sum of PSS)"}.items(), strict=True

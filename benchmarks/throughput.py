@@ -22,7 +22,7 @@ SETTLED = {"impala_resnet": 15.0}  # seconds after which a learner that falls be
 
 
 def settings() -> list[dict[str, Any]]:
-    """The flags of every point, each once."""
+    """Return the flags of every point, each once."""
     devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
     varied: list[dict[str, Any]] = []
     for trainer in TRAINERS:
@@ -35,13 +35,13 @@ def settings() -> list[dict[str, Any]]:
 
 
 def name_of(flags: dict[str, Any]) -> str:
-    """What a run with these flags is called in figures."""
+    """Return the name of a run with these flags in figures."""
     lstm = " lstm" if flags["use_lstm"] else ""
     return f"{flags['model']}{lstm} {flags['trainer']} {flags['num_actors']} actors {flags['device']}"
 
 
 def measure(flags: dict[str, Any], seconds: float, *own: str) -> dict[str, Any]:
-    """What `run.py profile` finds, and the command that finds it again."""
+    """Return what `run.py profile` finds, and the command that finds it again."""
     own = ("--seconds", f"{seconds:g}", *own)
     figures = profile_of(flags, *own, timeout=TIMEOUT + seconds)
     del figures["machine"], figures["git_commit"]
@@ -49,7 +49,7 @@ def measure(flags: dict[str, Any], seconds: float, *own: str) -> dict[str, Any]:
 
 
 def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What is measured, by name."""
+    """Return what to measure, by name."""
     return {
         name_of(flags): partial(measure, flags, seconds, "--warm_up", f"{SETTLED.get(flags['model'], 5.0):g}")
         for flags in settings()
@@ -57,7 +57,7 @@ def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 def draw(figures: dict[str, dict[str, Any]], file: Path) -> None:
-    """Three panels: models, actors, and devices where there are two."""
+    """Draw three panels: models, actors, and devices where there are two."""
     found = [(point["flags"], point["whole"]["sps"]) for point in figures.values()]
     device = found[0][0]["device"]
 

@@ -1,6 +1,6 @@
 """Act with a policy in a loop of your own: `python examples/act.py RUN`, after training on CartPole-v1.
 
-No environment is made to load a policy: what it sees and does is in the checkpoint.
+No environment is made to load a policy: the checkpoint holds its spaces.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import beast
 
 
 def main(run: str) -> None:
-    """Play one game and say what it earned."""
+    """Play one game and print its return."""
     agent = beast.load(run, deterministic=True)
     env = gymnasium.make("CartPole-v1")
     observation, _ = env.reset(seed=0)
-    total, reward, over = 0.0, None, False  # nothing was earned before the first row
+    total, reward, over = 0.0, None, False  # there is no reward before the first row
     while not over:
         observation, reward, terminated, truncated, _ = env.step(agent.act(observation, reward))
         total, over = total + float(reward), terminated or truncated

@@ -1,7 +1,7 @@
 """An environment of your own: `python run.py --env examples.custom_environment:make_env --env_kwargs '{"length": 8}'`.
 
-Anything that returns a gymnasium.Env will do. What is listed in `metric_names` is read from `info` at each episode's end
-and logged as `env/<name>`.
+Any function that returns a gymnasium.Env can be named. Values listed in `metric_names` are read from `info` at the end of
+each episode and logged as `env/<name>`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Corridor(gymnasium.Env[dict[str, Any], np.int64]):
-    """Walk to the end of a corridor whose direction is told at the start only. Observations are a Dict."""
+    """A corridor to walk to the end of, whose direction is shown only at the start. Observations are a Dict."""
 
     metric_names = ("reached",)
 
@@ -30,12 +30,14 @@ class Corridor(gymnasium.Env[dict[str, Any], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draw a direction and show it."""
         super().reset(seed=seed)
         self.position, self.steps = 0, 0
         self.goal = int(self.np_random.choice([-1, 1]))
         return self._observe(sign=1 + self.goal), {}
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Move left (0) or right (1)."""
         self.position += 2 * int(action) - 1
         self.steps += 1
         over, late = abs(self.position) == self.length, self.steps >= 4 * self.length
@@ -48,5 +50,5 @@ class Corridor(gymnasium.Env[dict[str, Any], np.int64]):
 
 
 def make_env(length: int = 6) -> gymnasium.Env[dict[str, Any], np.int64]:
-    """What `--env` names; `--env_kwargs` become its arguments."""
+    """Make the environment that `--env` names; `--env_kwargs` become the arguments."""
     return Corridor(length)

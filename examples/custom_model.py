@@ -1,6 +1,6 @@
 """A model of your own: `python run.py --env CartPole-v1 --model examples.custom_model`.
 
-The contract is in models/base.py. This one has a recurrent state that is no LSTM: a running mean of its features.
+The contract is in models/base.py. The recurrent state of this model is a running mean of its features, not an LSTM's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from beast.core.distributions import distribution_for
 
 
 class Model(nn.Module):
-    """FC 64 on the observation beside a mean of past features that forgets by half each step."""
+    """A network of FC 64 on the observation, beside a running mean of past features with decay 0.5."""
 
     def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
         super().__init__()
@@ -26,9 +26,11 @@ class Model(nn.Module):
         self.baseline = nn.Linear(128, 1)
 
     def initial_state(self, batch_size: int) -> tuple[torch.Tensor, ...]:
+        """Return a mean of zero: `[batch_size, 64]`."""
         return (torch.zeros(batch_size, 64),)
 
     def forward(self, inputs: ModelInput, core_state: Any) -> tuple[ModelOutput, Any]:
+        """Return logits `[T, B, P]`, values `[T, B]` and the new mean."""
         features = torch.tanh(self.fc(inputs.observation))  # [T, B, 64]
         (mean,) = core_state
         means = []

@@ -8,13 +8,14 @@ import beast
 
 
 class EnoughGames:
-    """Ends the run when so many games have been played, and keeps their returns."""
+    """A callback that ends the run after a number of games and keeps their returns."""
 
     def __init__(self, games: int) -> None:
         self.games = games
         self.returns: list[float] = []
 
     def after_episode(self, step: int, episode: Any) -> bool:
+        """Keep the return; return True, which ends the run, after enough games."""
         self.returns.append(episode.episode_return)
         return len(self.returns) >= self.games
 

@@ -1,10 +1,10 @@
 """State that lives for an episode.
 
-`python run.py --env FrozenLake-v1 --wrapper examples.visit_counts:wrap --model examples.visit_counts`: how often each
-state was visited is counted by the environment, stored with the unroll, and seen by the model. The environment's side is a
-wrapper: it keeps the state, begins it anew at each reset, and declares what `info` holds as `info_columns`. Each row of an
-unroll then has it (`Batch.extra`), and the model reads it where it acts and where it learns. A model's own state of an
-episode is its recurrent state: any nesting of tensors, zeroed where `first` is set.
+`python run.py --env FrozenLake-v1 --wrapper examples.visit_counts:wrap --model examples.visit_counts`: the environment
+counts the visits of each state, the unroll stores the counts, and the model reads them. On the environment's side a wrapper
+keeps the counts, clears them at each reset, and declares their key of `info` in `info_columns`. Each row of an unroll then
+holds them (`Batch.extra`), and the model reads them in acting and learning. A model's own state of an episode is its
+recurrent state: any nesting of tensors, zeroed where `first` is set.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from beast.models import mlp
 
 
 class VisitCounts(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Counts visits of each state of a Discrete observation space within the episode."""
+    """A wrapper that counts the visits of each state of a Discrete observation space within the episode."""
 
     info_columns = {"visits": spaces.Box(0, np.inf, (), np.float32)}  # noqa: RUF012
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Clear the counts and count the first state."""
         observation, info = self.env.reset(**kwargs)
         self._counts: dict[Any, int] = {}
         return observation, self._counted(observation, info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take the action and count the state that it leads to."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, self._counted(observation, info)
 
@@ -40,20 +42,22 @@ class VisitCounts(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def wrap(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """What `--wrapper` names."""
+    """Wrap an environment, as `--wrapper` asks."""
     return VisitCounts(env)
 
 
 class Model(mlp.Model):
-    """The built-in network, whose first layer also sees log(visits)."""
+    """The built-in mlp, whose first layer also reads log(1 + visits)."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.visits = torch.nn.Linear(1, self.fc1.out_features, bias=False)
 
     def forward(self, inputs: ModelInput, core_state: Nested) -> Any:
+        """Do as mlp's forward, with the features of the visits at hand for `torso`."""
         self._seen = self.visits(inputs.extra["visits"].log1p().reshape(-1, 1).to(self.dtype))  # [T * B, width]
         return super().forward(inputs, core_state)
 
     def torso(self, observation: Nested) -> torch.Tensor:
+        """Return features `[N, width]` of the observation and the visits."""
         return torch.tanh(super().torso(observation) + self._seen)

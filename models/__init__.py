@@ -1,1 +1,1 @@
-"""One model per file; the file's name is its `--model` name. The contract is in `models/base.py`."""
+"""The built-in models, one in each file, whose name is its `--model` name. The contract is in `models/base.py`."""

@@ -1,4 +1,4 @@
-"""The three-conv network of Mnih et al. (2015, 2016), with the clipped reward and the last action beside the features."""
+"""The network of Mnih et al. (2015, 2016) with three convolutions, and the clipped reward and the last action as features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import ActorCritic, ImageInput, check_image_size, conv_size, initiali
 
 
 class Model(ActorCritic):
-    """conv 8x8/4 32, conv 4x4/2 64, conv 3x3/1 64, FC 512; 84x84x4 pixels give 3136 features to the FC layer."""
+    """A network of conv 8x8/4 32, conv 4x4/2 64, conv 3x3/1 64, FC 512; 84x84x4 pixels give the FC layer 3136 features."""
 
     supports_bfloat16 = True
 
@@ -29,6 +29,7 @@ class Model(ActorCritic):
         initialise(self)
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return features `[N, 512]` of images `[N, C, H, W]` or `[N, H, W, C]`."""
         x = self.image(observation, self.dtype).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x))

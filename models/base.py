@@ -1,4 +1,4 @@
-"""What a model is, and the parts that the built-in ones share.
+"""The contract of a model, and the parts that the built-in ones share.
 
 The contract, for a model of your own (`--model my_pkg.my_module`): the module defines `Model`, a `torch.nn.Module` with
 
@@ -45,14 +45,15 @@ class PolicyConfig:
 
 
 class Head(nn.Linear):
-    """A linear layer that computes in float32 whatever its weights are: logits rounded to bfloat16 are too coarse."""
+    """A linear layer that computes in float32, whatever dtype its weights have: logits rounded to bfloat16 are too coarse."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `[..., out]` float32 for `[..., in]` in any dtype."""
         return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class Memory(nn.Module):
-    """An LSTM whose state is zeroed before each first row. State: (h, c), both [B, size]."""
+    """An LSTM whose state (h, c), both `[B, size]`, is zeroed before each first row."""
 
     def __init__(self, input_size: int, size: int = LSTM_SIZE) -> None:
         super().__init__()
@@ -60,26 +61,30 @@ class Memory(nn.Module):
         self.lstm = nn.LSTM(input_size, size)
 
     def initial_state(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return zeros: (h, c), both `[batch_size, size]`."""
         zeros = torch.zeros(batch_size, self.size)
         return zeros, zeros.clone()
 
     def forward(
         self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """`[T, B, F]`, `[T, B]` -> `[T, B, size]`. One call of the LSTM for each stretch without a reset."""
+        """Return `[T, B, size]` and the new state for inputs `[T, B, F]` and first rows `[T, B]`.
+
+        The LSTM is called once for each stretch of rows without a reset.
+        """
         h, c = (s.to(x.dtype).unsqueeze(0) for s in state)  # [1, B, size]
         resets = first.any(dim=1).nonzero().flatten().tolist()
         edges = sorted({0, *resets, len(x)})
         outputs = []
         for start, end in itertools.pairwise(edges):
-            fresh = first[start].view(1, -1, 1)  # filled, not multiplied: a NaN times zero is NaN
+            fresh = first[start].view(1, -1, 1)  # not multiplied, because NaN times zero is NaN
             output, (h, c) = self.lstm(x[start:end], (h.masked_fill(fresh, 0.0), c.masked_fill(fresh, 0.0)))
             outputs.append(output)
         return torch.cat(outputs), (h.squeeze(0).float(), c.squeeze(0).float())
 
 
 class ActorCritic(nn.Module):
-    """torso -> (clipped reward, one-hot last action beside it) -> optional LSTM -> policy and value heads.
+    """A network: torso, then clipped reward and one-hot last action as further features, an optional LSTM, and two heads.
 
     Subclasses call `__init__` with the torso's width and define `torso(observation) -> [N, width]`, where every leaf of
     `observation` is `[N, ...]`, N = T * B. With `state_independent_std` log standard deviations are parameters of their own
@@ -110,20 +115,23 @@ class ActorCritic(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights: inputs are converted to it."""
+        """Dtype of the weights, to which inputs are converted."""
         return self.policy.weight.dtype
 
     def initial_state(self, batch_size: int) -> tuple[torch.Tensor, ...]:
+        """Return the LSTM's zero state, or `()` without an LSTM."""
         return self.memory.initial_state(batch_size) if self.memory is not None else ()
 
     def torso(self, observation: Nested) -> torch.Tensor:
+        """Return features `[N, width]` of observations whose leaves are `[N, ...]`, N = T * B."""
         raise NotImplementedError
 
     def _encode_action(self, action: torch.Tensor) -> torch.Tensor:
-        """`[T, B]` or `[T, B, N]` to `[T * B, F]`."""
+        """Return actions `[T, B]` or `[T, B, N]` as `[T * B, F]`."""
         return self._encode(action.flatten(0, 1)).to(self.dtype)
 
     def forward(self, inputs: ModelInput, core_state: Nested) -> tuple[ModelOutput, Nested]:
+        """Return logits `[T, B, P]` and values `[T, B]`, both float32, and the new recurrent state."""
         rows, batch = inputs.reward.shape
         x = self.torso(_merge_time(inputs.observation))  # [T * B, width]
         if self._feed_last_step:
@@ -140,7 +148,7 @@ class ActorCritic(nn.Module):
 
 
 def _merge_time(observation: Nested) -> Nested:
-    """`[T, B, ...]` to `[T * B, ...]` in every leaf."""
+    """Reshape every leaf from `[T, B, ...]` to `[T * B, ...]`."""
     if isinstance(observation, dict):
         return {key: _merge_time(value) for key, value in observation.items()}
     if isinstance(observation, tuple):
@@ -149,15 +157,15 @@ def _merge_time(observation: Nested) -> Nested:
 
 
 class ImageInput(nn.Module):
-    """Pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype.
+    """A layer that brings pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype.
 
-    Bytes are centred and scaled by 1/255, other numbers scaled by their bounds. A stack of coloured pictures,
+    Bytes are centred and scaled by 1/255, other numbers are scaled by their bounds. A stack of coloured pictures,
     `[N, S, H, W, C]`, has S * C channels.
 
-    Each channel's own mean is taken off: on a bright background, which never changes, most units would always or never fire,
-    and the few pixels that move would hardly be seen (Pong learns twice as fast with it: docs/log.md).
+    Each channel's own mean is subtracted: on a bright background, which never changes, most units would always or never fire,
+    and the few pixels that move would hardly matter (Pong is learned twice as fast with it: docs/log.md).
 
-    Of a space's first and last axis the smaller one is taken for C, the last if they are equal.
+    C is the smaller of a space's first and last axis, and the last one if they are equal.
     """
 
     def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
@@ -176,6 +184,7 @@ class ImageInput(nn.Module):
         self._bound = bound if bound > 1 else 1.0
 
     def forward(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return `[N, C, H, W]` in `dtype`, scaled, each channel with mean zero."""
         if self._rank == 2:
             image = image.unsqueeze(1)
         if self._channels_last and self._rank > 2:
@@ -185,19 +194,19 @@ class ImageInput(nn.Module):
         x = image.to(dtype)
         if not self._bytes:
             return x if self._bound == 1.0 else x / self._bound
-        # In two passes, not four; and `mean` would make a float32 copy of a bfloat16 image first.
+        # This takes two passes instead of four; `mean` would also make a float32 copy of a bfloat16 image.
         mean = x.sum((-2, -1), keepdim=True) * (-1 / (255 * x.shape[-2:].numel()))
         return torch.add(mean, x, alpha=1 / 255)
 
 
 def scale_of(space: gymnasium.spaces.Box) -> float:
-    """The largest absolute value that a Box holds; infinity if it has no bound, or one that is none in truth."""
+    """Return the largest absolute value that a Box allows; infinity if it has no bound, or one so large that it is none."""
     bound = float(np.maximum(np.abs(space.low.astype(np.float64)), np.abs(space.high.astype(np.float64))).max())
     return bound if bound < UNBOUNDED else math.inf
 
 
 def leaves(space: gymnasium.Space, where: str = "") -> list[tuple[str, gymnasium.Space]]:  # type: ignore[type-arg]
-    """(keys, part) of all parts of a nested space, in the order of `beast.core.data.flatten`."""
+    """Return (keys, part) for all parts of a nested space, in the order of `beast.core.data.flatten`."""
     if isinstance(space, gymnasium.spaces.Dict):
         return [leaf for key, part in space.spaces.items() for leaf in leaves(part, f"{where}[{key!r}]")]
     if isinstance(space, gymnasium.spaces.Tuple):
@@ -206,11 +215,11 @@ def leaves(space: gymnasium.Space, where: str = "") -> list[tuple[str, gymnasium
 
 
 class VectorInput(nn.Module):
-    """One part `[N, ...]` as `[N, width]`: choices one-hot, whole numbers scaled by their bounds, others as they are."""
+    """A layer that brings one part `[N, ...]` to `[N, width]`: choices one-hot, integers scaled by bounds, others unchanged."""
 
     def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
         super().__init__()
-        self._starts, self._sizes = [0], [0]  # of choices; a size of 0: none
+        self._starts, self._sizes = [0], [0]  # of the choices; size 0 means no choice
         self._bound = 1.0
         if isinstance(space, gymnasium.spaces.Discrete):
             self._starts, self._sizes = [int(space.start)], [int(space.n)]
@@ -222,7 +231,8 @@ class VectorInput(nn.Module):
         self.width = sum(self._sizes) or math.prod(space.shape)
 
     def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        flat = x.reshape(len(x), -1)  # a scalar has no axis to flatten
+        """Return `[N, width]` in `dtype`."""
+        flat = x.reshape(len(x), -1)  # reshape, because a scalar has no axis to flatten
         if any(self._sizes):
             choices = zip(flat.unbind(-1), self._starts, self._sizes, strict=True)
             return torch.cat([F.one_hot((part - start).long(), n) for part, start, n in choices], dim=-1).to(dtype)
@@ -230,10 +240,10 @@ class VectorInput(nn.Module):
 
 
 def initialise(model: nn.Module) -> None:
-    """Orthogonal weights with gain sqrt(2) before each ReLU, zero biases, a nearly uniform first policy.
+    """Initialise orthogonal weights with gain sqrt(2) before each ReLU, zero biases and a nearly uniform first policy.
 
     PyTorch's own initialisation lets the signal of sparse images shrink a thousandfold on its way up; the first updates then
-    move biases above all, and most ReLUs of the convolutions never fire again (seen on Pong: docs/log.md).
+    mainly move biases, and most ReLUs of the convolutions never fire again (seen on Pong: docs/log.md).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -246,12 +256,12 @@ def initialise(model: nn.Module) -> None:
 
 
 def conv_size(size: int, kernel: int, stride: int) -> int:
-    """Output width of a convolution without padding."""
+    """Return the output width of a convolution without padding."""
     return (size - kernel) // stride + 1
 
 
 def check_image_size(name: str, shape: tuple[int, ...], least: int) -> None:
-    """Raises ValueError if an image is too small for a network's strides."""
+    """Raise ValueError if an image is too small for a network's strides."""
     if min(shape[1:]) < least:
         raise ValueError(
             f"{name} needs images of at least {least}x{least}, got {shape[1]}x{shape[2]}: try --model multi_input or mlp"

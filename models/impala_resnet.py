@@ -12,7 +12,7 @@ from .base import ActorCritic, ImageInput, initialise
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(relu(x))))"""
+    """A residual block: x + conv(relu(conv(relu(x))))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -20,12 +20,13 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `[N, C, H, W]` for `[N, C, H, W]`."""
         y: torch.Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
         return x + y
 
 
 class Section(nn.Module):
-    """conv 3x3, max-pool 3x3/2, two residual blocks: half the size, `out` channels."""
+    """A section of conv 3x3, max-pool 3x3/2 and two residual blocks, with `out` channels and half the size."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -34,15 +35,16 @@ class Section(nn.Module):
         self.block2 = ResidualBlock(out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `[N, out, H / 2, W / 2]`, sizes rounded up, for `[N, C, H, W]`."""
         x = F.max_pool2d(self.conv(x), 3, stride=2, padding=1)
         y: torch.Tensor = self.block2(self.block1(x))
         return y
 
 
 class Model(ActorCritic):
-    """Sections of 16, 32, 32 channels, FC 256: 84x84 pixels give 3872 features to the FC layer.
+    """A network of sections with 16, 32, 32 channels and FC 256; 84x84 pixels give the FC layer 3872 features.
 
-    With the LSTM, clipped reward and last action go in beside the features, as the paper has it for DMLab.
+    With the LSTM, the clipped reward and the last action are features too, as in the paper for DMLab.
     """
 
     supports_bfloat16 = True
@@ -59,13 +61,14 @@ class Model(ActorCritic):
             for part in self.modules():
                 if isinstance(part, ResidualBlock):
                     part.conv2.weight *= (
-                        0.1  # near the identity at first, or six blocks in a row would double and double
+                        0.1  # near the identity at first, otherwise each of six blocks would double the signal
                     )
                 elif isinstance(part, Section):
-                    part.conv.weight *= 0.5**0.5  # no ReLU follows it
+                    part.conv.weight *= 0.5**0.5  # no ReLU follows
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
-        # Channels last is worth a factor of two on CPUs here (and tensor cores want it); the FC layer sees C, H, W.
+        """Return features `[N, 256]` of images `[N, C, H, W]` or `[N, H, W, C]`."""
+        # Channels last is twice as fast on CPUs here (and suits tensor cores); the FC layer reads C, H, W.
         x = self.image(observation, self.dtype).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.sections(x))
         return F.relu(self.fc(x.flatten(1)))

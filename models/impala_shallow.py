@@ -12,7 +12,7 @@ from .base import ActorCritic, ImageInput, check_image_size, conv_size, initiali
 
 
 class Model(ActorCritic):
-    """conv 8x8/4 16, conv 4x4/2 32, FC 256; with the LSTM, clipped reward and last action go in beside the features."""
+    """A network of conv 8x8/4 16, conv 4x4/2 32, FC 256; with the LSTM, clipped reward and last action are features too."""
 
     supports_bfloat16 = True
 
@@ -28,6 +28,7 @@ class Model(ActorCritic):
         initialise(self)
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
+        """Return features `[N, 256]` of images `[N, C, H, W]` or `[N, H, W, C]`."""
         x = self.image(observation, self.dtype)
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x))

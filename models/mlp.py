@@ -1,4 +1,4 @@
-"""Two hidden layers on anything that flattens: vectors, Dict and Tuple observations, Discrete (one-hot)."""
+"""Two hidden layers for anything that can be flattened: vectors, Dict and Tuple observations, Discrete (one-hot)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import ActorCritic, PolicyConfig, VectorInput, leaves
 
 
 class Model(ActorCritic):
-    """FC, tanh, FC, tanh; with the LSTM, clipped reward and last action go in beside the features."""
+    """A network of FC, tanh, FC, tanh; with the LSTM, clipped reward and last action are features too."""
 
     @dataclass(frozen=True)
     class Config(PolicyConfig):
@@ -44,6 +44,7 @@ class Model(ActorCritic):
         self.fc2 = nn.Linear(size, size)
 
     def torso(self, observation: Nested) -> torch.Tensor:
+        """Return features `[N, hidden_size]` of observations whose leaves are `[N, ...]`."""
         parts = zip(self._inputs, flatten(observation), strict=True)
         x = torch.cat([part(leaf, self.dtype) for part, leaf in parts], dim=-1)
         return torch.tanh(self.fc2(torch.tanh(self.fc1(x))))

@@ -1,4 +1,4 @@
-"""Any mixture of pictures, grids, vectors and text in one network, its layers chosen by the observation space."""
+"""One network for any mixture of pictures, grids, vectors and text; its layers follow from the observation space."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from beast.envs.spaces import BUCKETS, Codes, Words
 from .base import ActorCritic, ImageInput, VectorInput, conv_size, initialise, leaves
 
 LARGEST = 128 * 128
-"""Pixels of the largest picture; of a larger one the FC layer alone would have more weights than all else."""
+"""Most pixels of a picture; for larger ones the FC layer would have more weights than all other layers."""
 
 
 class Model(ActorCritic):
-    """Each part of the observation through layers of its own, side by side into FC 256.
+    """A network with separate layers for each part of the observation, concatenated into FC 256.
 
     - Pictures and planes: convolutions for their size, see `Convolutions`.
     - Grids of codes (MiniGrid): an embedding of 8 for each number, then the same convolutions.
-    - Text: the paper's language channel, an embedding of 20 for each word, an LSTM of 64, its last output.
-    - All the rest, end to end (Discrete, MultiDiscrete and MultiBinary one-hot, whole numbers scaled by their bounds): FC 128.
+    - Text: the paper's language channel: an embedding of 20 for each word, an LSTM of 64, its last output.
+    - All others, concatenated (Discrete, MultiDiscrete and MultiBinary one-hot, integers scaled by their bounds): FC 128.
 
-    With the LSTM, clipped reward and last action go in beside the features. Float32 only: vectors rounded to bfloat16 are too
-    coarse.
+    With the LSTM, clipped reward and last action are features too. It supports only float32: vectors rounded to bfloat16 are
+    too coarse.
 
     Raises:
-        ValueError: for a part that is too large, by its key.
+        ValueError: for a part that is too large; the message names its key.
     """
 
     def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
@@ -45,6 +45,7 @@ class Model(ActorCritic):
         initialise(self)
 
     def torso(self, observation: Nested) -> torch.Tensor:
+        """Return features `[N, 256]` of observations whose leaves are `[N, ...]`."""
         read = [part(leaf, self.dtype) for part, leaf in zip(self.parts, flatten(observation), strict=True)]
         features = [x for x, is_vector in zip(read, self._is_vector, strict=True) if not is_vector]
         if self.vectors is not None:
@@ -54,7 +55,7 @@ class Model(ActorCritic):
 
 
 def _part(where: str, space: gymnasium.Space[Any]) -> nn.Module:
-    """The layers of one part."""
+    """Return the layers of one part."""
     if isinstance(space, Words):
         return Language()
     if isinstance(space, Codes):
@@ -71,7 +72,7 @@ def _part(where: str, space: gymnasium.Space[Any]) -> nn.Module:
 
 
 def is_image(space: gymnasium.Space[Any]) -> bool:
-    """Whether neighbours belong together: `[H, W, C]`, `[C, H, W]` or a stack of them, and `[H, W]` of bytes or bits."""
+    """Return whether neighbours belong together: `[H, W, C]`, `[C, H, W]`, a stack of these, or `[H, W]` of bytes or bits."""
     if not isinstance(space, gymnasium.spaces.Box) or isinstance(space, Words) or len(space.shape) not in (2, 3, 4):
         return False
     if len(space.shape) == 2:
@@ -81,7 +82,7 @@ def is_image(space: gymnasium.Space[Any]) -> bool:
 
 
 class Convolutions(nn.Module):
-    """`[N, C, H, W]` to `[N, width]`, by the shorter side.
+    """Convolutions from `[N, C, H, W]` to `[N, width]`, chosen by the shorter side.
 
     - below 16 (MinAtar, MiniGrid): conv 3x3/1 32, conv 3x3/1 64;
     - below 36: conv 4x4/2 32, conv 3x3/1 64;
@@ -111,6 +112,7 @@ class Convolutions(nn.Module):
         self.width = channels * height * width
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `[N, width]` for `[N, C, H, W]`."""
         x = x.contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
             x = F.relu(convolution(x))
@@ -118,7 +120,7 @@ class Convolutions(nn.Module):
 
 
 class Picture(nn.Module):
-    """Pixels or planes `[N, ...]`, as `ImageInput` reads them."""
+    """The layers of pixels or planes `[N, ...]`, read by `ImageInput`."""
 
     def __init__(self, where: str, space: gymnasium.Space[Any]) -> None:
         super().__init__()
@@ -127,12 +129,13 @@ class Picture(nn.Module):
         self.width = self.layers.width
 
     def forward(self, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return `[N, width]` in `dtype`."""
         features: torch.Tensor = self.layers(self.image(image, dtype))
         return features
 
 
 class Grid(nn.Module):
-    """Codes `[N, H, W, C]`: each channel has its own table."""
+    """The layers of codes `[N, H, W, C]`: each channel has its own embedding."""
 
     SIZE = 8
 
@@ -148,13 +151,14 @@ class Grid(nn.Module):
         self.width = self.layers.width
 
     def forward(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return `[N, width]` in `dtype`."""
         embedded = self.embedding(codes.long() + self.offsets).flatten(-2)  # [N, H, W, C * SIZE]
         features: torch.Tensor = self.layers(embedded.permute(0, 3, 1, 2))
         return features
 
 
 class Language(nn.Module):
-    """Words `[N, L]` as `beast/envs/spaces.py` numbers them, to `[N, 64]`; zero for a text without words."""
+    """The layers of words `[N, L]`, numbered by `beast/envs/spaces.py`: an LSTM's last output `[N, 64]`, zero without words."""
 
     width = 64
 
@@ -164,7 +168,8 @@ class Language(nn.Module):
         self.lstm = nn.LSTM(20, self.width, batch_first=True)
 
     def forward(self, words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        # Texts change seldom: each is read once, however many rows it stands on, and no further than the longest one.
+        """Return `[N, 64]` in `dtype`."""
+        # Texts rarely change: each different text is read once, up to the length of the longest one.
         texts, which = torch.unique(words.long(), dim=0, return_inverse=True)
         lengths = (texts > 0).sum(dim=1)
         texts = texts[:, : max(1, int(lengths.max()))]

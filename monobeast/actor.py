@@ -1,4 +1,4 @@
-"""The actor process: environments and their policy side by side, one batched forward a step."""
+"""The actor process: it steps environments and runs their policy, with one batched forward for each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from beast.store.weights import Weights
 
 
 class Actors:
-    """An ActorGroup with a policy of its own, whose weights are the newest at the start of each unroll."""
+    """An ActorGroup with its own policy, which loads the newest weights at the start of each unroll.
+
+    Args:
+        arguments: which actors, on which task.
+        dtype: dtype of the policy's parameters.
+        weights: where the newest parameters are read.
+        writer: writes rows into the store's slots.
+        status: what the actors report to.
+    """
 
     def __init__(
         self, arguments: ActorArguments, dtype: torch.dtype, weights: Weights, writer: UnrollWriter, status: Status
@@ -24,7 +32,7 @@ class Actors:
         self._status = status
 
     def unroll(self, slots: Array) -> bool:
-        """Fill one slot for each actor with T steps; False if the run stops meanwhile."""
+        """Fill one slot for each actor with T steps; return False if the run stops meanwhile."""
         group, policy, status = self.group, self._policy, self._status
         version = policy.refresh()
         group.begin(slots)
@@ -40,7 +48,7 @@ class Actors:
 
     @property
     def core_state(self) -> Nested:
-        """Arrays `[E, ...]`."""
+        """The policy's recurrent state, arrays `[E, ...]`."""
         return self._policy.state()
 
     @core_state.setter
@@ -48,14 +56,15 @@ class Actors:
         self._policy.restore(state)
 
     def close(self) -> None:
+        """Close the environments."""
         self.group.close()
 
 
 def run(
     status: WorkerStatus, ports: list[WorkerPort], arguments: ActorArguments, dtype: torch.dtype, weights: Weights
 ) -> None:
-    """The body of an actor process: unroll after unroll, until told to stop."""
-    use_compute_threads(1)  # the environment variable would come too late: torch is imported already
+    """Run an actor process: collect unrolls until told to stop."""
+    use_compute_threads(1)  # the environment variable would have no effect, because torch is imported already
     keep_freed_memory()
     (port,) = ports
     actors = Actors(arguments, dtype, weights, port.writer, status)

@@ -1,4 +1,4 @@
-"""MonoBeast's wiring: actor processes, or all actors in this one (serial mode), fill the store."""
+"""MonoBeast's wiring: actor processes, or all actors in this process (serial mode), fill the store."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from . import actor
 
 
 def acting_device(device: torch.device) -> torch.device:
-    """Actors run their own forwards on the CPU, wherever the learner is."""
+    """Return the CPU: actors run their own forwards there, wherever the learner is."""
     return torch.device("cpu")
 
 
 def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew:
-    """One plan an actor process; in serial mode all actors in this process."""
+    """Plan one process for each set of actors; in serial mode all actors run in this process."""
 
     def arguments(actors: tuple[int, ...], life: int) -> ActorArguments:
         return ActorArguments(task.env, task.model, actors, config.run.seed, life, config.actors.unroll_length)

@@ -1,1 +1,1 @@
-"""PolyBeast: environment workers only step; one place batches their forwards dynamically."""
+"""PolyBeast: environment workers only step; one inference process batches their forwards dynamically."""

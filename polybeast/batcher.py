@@ -1,4 +1,4 @@
-"""The rule of dynamic batching: who is served when, and with whom. Pure bookkeeping; knows no pipe and no model."""
+"""The rule of dynamic batching: which requests are served when, and together. It knows no pipe and no model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ class Waiting(NamedTuple):
 
     request: Request
     since: float
-    """When it came, in seconds of a monotonic clock."""
+    """Time of its arrival, in seconds of a monotonic clock."""
 
 
 class Batcher:
-    """Requests in order of arrival, until enough environments wait or the oldest has waited long enough.
+    """A queue of requests in order of arrival, served when enough environments wait or the oldest has waited long enough.
 
     Args:
-        sizes: environments in each group.
-        min_batch, max_batch: environments in a batch; a batch never splits a group.
-        timeout: seconds after which the oldest request is served whatever else waits.
+        sizes: number of environments in each group.
+        min_batch: fewest environments in a batch, unless the timeout has passed.
+        max_batch: most environments in a batch; a batch never splits a group.
+        timeout: seconds after which the oldest request is served in any case.
 
     Raises:
-        ValueError: if a group alone is larger than max_batch.
+        ValueError: if a single group is larger than max_batch.
     """
 
     def __init__(self, sizes: dict[int, int], min_batch: int, max_batch: int, timeout: float) -> None:
@@ -40,21 +41,22 @@ class Batcher:
         self._served: dict[int, int] = {}  # group -> ticket
 
     def add(self, request: Request, now: float) -> bool:
-        """Queue a request; False if it only repeats one that waits or was served."""
+        """Queue a request; return False if it only repeats one that waits or was served."""
         if self._served.get(request.group_id) == request.ticket:
             return False
         if (waiting := self._waiting.get(request.group_id)) is not None:
-            # A new worker's, perhaps, in the place of a dead one.
+            # It may come from a new worker that replaced a dead one.
             self._waiting[request.group_id] = Waiting(request, waiting.since)
             return waiting.request.ticket != request.ticket
         self._waiting[request.group_id] = Waiting(request, now)
         return True
 
     def next_batch(self, now: float, kind: Callable[[int], Hashable] = lambda group: None) -> list[Waiting]:
-        """The requests to serve now, oldest first; empty if it is too early.
+        """Return the requests to serve now, oldest first; empty if it is too early.
 
         Args:
-            kind: only groups of one kind share a batch (those that act with one version of the policy).
+            now: in seconds of a monotonic clock.
+            kind: maps a group to its kind; only groups of one kind share a batch (those that act with one policy version).
         """
         if not self._waiting:
             return []
@@ -71,7 +73,7 @@ class Batcher:
         return batch
 
     def patience(self, now: float) -> float | None:
-        """Seconds until the oldest request must be served; None if none waits."""
+        """Return the seconds until the oldest request must be served; None if none waits."""
         if not self._waiting:
             return None
         return max(0.0, next(iter(self._waiting.values())).since + self._timeout - now)

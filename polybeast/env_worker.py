@@ -1,4 +1,4 @@
-"""The environment worker: steps environments and writes unrolls; it never sees a model.
+"""The environment worker: it steps environments and writes unrolls, and never holds a model.
 
 Its environments may form two groups: while one waits for its actions, the other steps.
 """
@@ -16,11 +16,19 @@ from beast.store.unrolls import UnrollWriter, WorkerPort
 
 from .mailbox import Line, Mailbox, Request
 
-PATIENCE = 1.0  # seconds without an answer after which a request is made again (inference may have been restarted)
+PATIENCE = 1.0  # seconds without an answer after which a request is repeated (inference may have been restarted)
 
 
 class RemoteActors:
-    """An ActorGroup whose policy is somewhere else: `ask`, and when the answer is there, `take` it."""
+    """An ActorGroup whose policy runs elsewhere: `ask` for actions, and `take` them when the answer is there.
+
+    Args:
+        group: number of the group.
+        arguments: which actors, on which task.
+        mailbox: where rows and actions are exchanged.
+        writer: writes rows into the store's slots.
+        status: what the actors report to.
+    """
 
     def __init__(
         self, group: int, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, status: Status
@@ -28,41 +36,42 @@ class RemoteActors:
         self.group, self._mailbox = group, mailbox
         self._places = places_of(arguments.actors)
         self.actors = ActorGroup(arguments, writer, status)
-        # No two lives of a worker use the same tickets, so that an answer to a dead one is told apart.
+        # No two lives of a worker use the same tickets, so that answers to a dead worker are recognised.
         self.ticket = (arguments.life * 0x9E3779B1 + 1) & 0x3FFFFFFF
         self.slots: Array | None = None
         self.asked = 0.0
 
     def begin(self, slots: Array) -> Request:
-        """Start an unroll in these slots; returns the first request."""
+        """Start an unroll in these slots and return its first request."""
         self.slots = slots
         self.actors.begin(slots)
         return self.ask()
 
     def ask(self) -> Request:
-        """Leave this row in the mailbox."""
+        """Put this row into the mailbox and return the request for its actions."""
         actors = self.actors
         self._mailbox.put_rows(self._places, actors.env, actors.noise, opening=actors.row == 0)
         self.ticket = (self.ticket + 1) & 0x7FFFFFFF
         return self.repeat()
 
     def repeat(self) -> Request:
-        """The request as it stands."""
+        """Return the current request again."""
         self.asked = time.monotonic()
         return Request(self.group, self.ticket)
 
     def take(self) -> bool:
-        """Act on the answer; True when the unroll is complete."""
+        """Take the actions from the mailbox and step; return True when the unroll is complete."""
         if self.actors.row == 0:
             self.actors.remember(self._mailbox.core_state(self._places))
         return self.actors.step(*self._mailbox.get_actions(self._places))
 
     def close(self) -> None:
+        """Close the environments."""
         self.actors.close()
 
 
 def places_of(actors: tuple[int, ...]) -> slice:
-    """Where a group's rows lie in the mailbox: actors of a group follow each other."""
+    """Return the slice of a group's rows in the mailbox; actor numbers of a group are consecutive."""
     return slice(actors[0], actors[-1] + 1)
 
 
@@ -82,12 +91,15 @@ def run(
     mailbox: Mailbox,
     lines: Lines,
 ) -> None:
-    """The body of an environment worker.
+    """Run an environment worker until told to stop.
 
     Args:
-        ports: to the store, one a group.
+        status: what it reports to.
+        ports: ports to the store, one for each group.
         groups: the groups' numbers.
-        arguments: one a group.
+        arguments: which actors, one for each group.
+        mailbox: where rows and actions are exchanged.
+        lines: pipes for requests and answers.
     """
     use_compute_threads(1)
     keep_freed_memory()
@@ -110,7 +122,7 @@ def run(
         for request in lines.answers.receive(0.0):
             a = actors[request.group_id]
             if request.ticket != a.ticket or a.slots is None:
-                continue  # to a worker before this one, or a second time
+                continue  # an answer to a former worker, or a repeated one
             if a.take():
                 port_of[request.group_id].commit(a.slots)
                 a.slots = None

@@ -1,4 +1,4 @@
-"""Inference: gathers whoever waits, runs one forward for them all, scatters the actions."""
+"""Inference: gather the waiting environments, run one forward for all of them, and return the actions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from beast.store.weights import Weights
 from .batcher import Batcher, Waiting
 from .mailbox import Line, Mailbox, Request
 
-_WAIT_EDGES = np.geomspace(1e-5, 10.0, 61)  # seconds; bins of the waiting times
+_WAIT_EDGES = np.geomspace(1e-5, 10.0, 61)  # bins of waiting times, in seconds
 
 
 @dataclass(frozen=True)
 class InferenceArguments:
-    """What inference needs, in whatever process it runs."""
+    """What inference needs, in whichever process it runs."""
 
     model: ModelChoice
     dtype: torch.dtype
@@ -35,22 +35,26 @@ class InferenceArguments:
     mailbox: Mailbox
     requests: Line
     answers: list[Line]
-    """One a worker."""
+    """Pipe to each worker for answers."""
     groups: list[slice]
-    """Each group's places in the mailbox."""
+    """Slice of each group's rows in the mailbox."""
     worker_of: list[int]
-    """Each group's worker."""
+    """Index of each group's worker."""
     min_batch: int
     max_batch: int
     timeout: float
-    """Seconds."""
+    """Seconds after which the oldest request is served in any case."""
     sync_every_step: bool
-    """Weights may change inside an unroll."""
+    """Whether weights may change within an unroll."""
     statistics: Statistics
 
 
 class Statistics:
-    """Counts that inference keeps in shared memory: batch sizes, waiting times, time in forwards."""
+    """Counts that inference keeps in shared memory: batch sizes, waiting times, time in forwards.
+
+    Args:
+        num_actors: the largest possible batch.
+    """
 
     def __init__(self, num_actors: int) -> None:
         self._shared = SharedArrays(
@@ -62,18 +66,23 @@ class Statistics:
         )
 
     def add(self, batch_size: int, waits: list[float], seconds: float) -> None:
+        """Count one forward: its batch size, the waiting time of each group and its duration, in seconds."""
         arrays = self._shared.arrays
         arrays["batch_sizes"][batch_size] += 1
         np.add.at(arrays["waits"], np.searchsorted(_WAIT_EDGES, waits), 1)
         arrays["seconds"][0] += seconds
 
     def counts(self) -> dict[str, Any]:
-        """A copy, to subtract from a later one."""
+        """Return a copy of the counts, to compare with a later one."""
         return {name: array.copy() for name, array in self._shared.arrays.items()}
 
     @staticmethod
     def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-        """Batch sizes (mean, median, 99th percentile), waiting times of groups and forward times, in between."""
+        """Summarise what happened between two counts.
+
+        Returns:
+            Batch sizes (mean, median, 99th percentile), waiting times of groups, and forward times.
+        """
         sizes = after["batch_sizes"] - before["batch_sizes"]
         waits = after["waits"] - before["waits"]
         forwards = int(sizes.sum())
@@ -97,9 +106,10 @@ class Statistics:
 
 
 class Inference:
-    """Answers requests. The recurrent state of every environment stays here, on the device.
+    """The server of requests for actions. The recurrent state of every environment stays here, on the device.
 
     Args:
+        arguments: what it needs.
         status: times forwards.
     """
 
@@ -107,17 +117,17 @@ class Inference:
         a = self._a = arguments
         self._status = status
         self._policies: list[Policy] = []
-        self._acting: dict[int, Policy] = {}  # group -> the policy that acts in its unroll
+        self._acting: dict[int, Policy] = {}  # group -> policy that acts in its current unroll
         self._core_state: Nested = self._policy_for(None).initial_state(sum(g.stop - g.start for g in a.groups))
         self._has_state = bool(flatten(self._core_state))
-        # Free again when a forward's actions are there, so one set of rows is enough.
+        # One set of rows is enough, because a forward is done with it when its actions are there.
         self._page_locked = a.mailbox.page_locked() if a.device.type == "cuda" else None
         sizes = {group: places.stop - places.start for group, places in enumerate(a.groups)}
         self._batcher = Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
 
     @property
     def core_state(self) -> Nested:
-        """Of all actors, arrays `[num_actors, ...]`."""
+        """The recurrent state of all actors, arrays `[num_actors, ...]`."""
         return map_nested(lambda leaf: leaf.cpu().numpy(), self._core_state)
 
     @core_state.setter
@@ -125,7 +135,7 @@ class Inference:
         map_nested(lambda leaf, array: leaf.copy_(torch.from_numpy(array)), self._core_state, state)
 
     def serve(self, stopping: Callable[[], bool], beat: Callable[[], None]) -> None:
-        """Answer until told to stop."""
+        """Answer requests until told to stop."""
         attend(
             self._batcher, lambda group: id(self._acting[group]), self._answer, self._receive, stopping, beat
         )  # fmt: skip
@@ -136,14 +146,14 @@ class Inference:
                 self.admit(request.group_id)
 
     def admit(self, group: int) -> None:
-        """At row 0 of an unroll a group takes the newest weights, and keeps them until the next."""
+        """Give a group that is at row 0 of an unroll the newest weights, which it keeps until its next unroll."""
         opening = bool(self._a.mailbox.get_rows([self._a.groups[group]]).opening[0])
         if opening or group not in self._acting:
             self._acting.pop(group, None)
             self._acting[group] = self._policy_for(group)
 
     def _policy_for(self, group: int | None) -> Policy:
-        """One that holds the newest weights: there already, or in a policy that no group acts with any more."""
+        """Return a policy with the newest weights: an existing one, or one that no group uses any more, reloaded."""
         a = self._a
         if a.sync_every_step and self._policies:
             return self._policies[0]
@@ -173,7 +183,7 @@ class Inference:
         a.statistics.add(sum(p.stop - p.start for p in places), waits, time.monotonic() - start)
 
     def forward(self, groups: list[int]) -> None:
-        """Act for some groups that act with one policy, from the mailbox and back into it."""
+        """Act for groups that share one policy: read their rows from the mailbox and put the actions back."""
         places = [self._a.groups[group] for group in groups]
         with self._status.time("inference", sum(p.stop - p.start for p in places)):
             self._forward(self._acting[groups[0]], places)
@@ -208,12 +218,15 @@ def attend(
     batcher: Batcher, together: Callable[[int], int], answer: Callable[[list[Waiting]], None],
     receive: Callable[[float], None], stopping: Callable[[], bool], beat: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Serve whoever waits, batch after batch, with a sign of life before each.
+    """Serve waiting requests, batch after batch, with a sign of life before each.
 
     Args:
-        together: groups of the same number may share a batch.
+        batcher: the queue.
+        together: maps a group to a number; groups with the same number may share a batch.
         answer: serves a batch.
-        receive: takes in requests, waiting so many seconds for the first.
+        receive: takes requests in, waiting up to this many seconds for the first.
+        stopping: returns whether to stop.
+        beat: notes a sign of life.
     """
     while not stopping():
         beat()
@@ -226,7 +239,7 @@ def attend(
 
 
 def run(status: WorkerStatus, _ports: list[Any], arguments: InferenceArguments) -> None:
-    """The body of an inference process."""
+    """Run an inference process until told to stop."""
     use_compute_threads(1)
     keep_freed_memory()
     inference = Inference(arguments, status)

@@ -1,8 +1,8 @@
-"""Where environment workers and inference leave each other's rows: one place in shared memory for each actor.
+"""The mailbox: shared memory in which environment workers and inference exchange rows and actions, one entry per actor.
 
-A worker writes what its environments say, then one small request into the pipe that all workers share; inference writes the
-answers beside it, then one small message into that worker's own pipe. Both are single atomic pipe writes: no lock that a
-killed process could keep, and the kernel does the waking.
+A worker writes the rows of its environments, then one small request into the pipe that all workers share; inference
+writes the actions beside them, then one small message into that worker's own pipe. Each message is a single atomic pipe
+write: there is no lock that a killed process could keep, and the kernel wakes the reader.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MESSAGE = np.dtype([("group", np.int32), ("ticket", np.int32)])
 
 
 class Request(NamedTuple):
-    """A group of actors waits for actions. The ticket tells this request from earlier ones, of dead workers too."""
+    """A group's request for actions. The ticket distinguishes it from earlier requests, also from those of dead workers."""
 
     group_id: int
     ticket: int
@@ -39,18 +39,18 @@ class Rows(NamedTuple):
     first: Array
     noise: Array
     opening: Array
-    """`[n]` bool: row 0 of an unroll, the state before it is wanted, and weights may change here."""
+    """`[n]` bool: row 0 of an unroll; the state before it is needed, and weights may change here."""
     extra: dict[str, Array]
-    """`[n, ...]` by name: columns from the environment."""
+    """Columns from the environment by name, `[n, ...]`."""
 
 
 class Mailbox:
-    """Shared by workers and inference; pickles into child processes.
+    """Shared memory for the rows and actions of all actors. It pickles into child processes.
 
     Args:
-        spec: of one step.
-        noise_size: random numbers that one draw needs.
-        num_actors: places.
+        spec: spec of one step.
+        noise_size: random numbers that one sample needs.
+        num_actors: number of entries.
     """
 
     def __init__(self, spec: UnrollSpec, noise_size: int, num_actors: int) -> None:
@@ -82,7 +82,7 @@ class Mailbox:
     # -- the worker's side ------------------------------------------------------------------------------------------------
 
     def put_rows(self, places: slice, env: EnvOutput, noise: Array, opening: bool) -> None:
-        """Leave a group's rows."""
+        """Write a group's rows."""
 
         def write(array: Array, value: Array) -> None:
             array[places] = value
@@ -101,23 +101,24 @@ class Mailbox:
             array[places] = env.extra[name]
 
     def get_actions(self, places: slice) -> tuple[Chosen, int]:
-        """What was chosen for a group, and the version of the policy that did."""
+        """Return a group's actions and the version of the policy that chose them."""
         arrays = self._arrays
         extra = {name: array[places] for name, array in arrays["agent_extra"].items()}
         chosen = Chosen(arrays["action"][places], arrays["behaviour_logits"][places], extra)
         return chosen, int(arrays["policy_version"][places.start])
 
     def core_state(self, places: slice) -> Nested:
-        """The recurrent state before the row just answered, where that was an opening one."""
+        """Return the recurrent state before the row that was just answered, if that was an opening row."""
         return map_nested(lambda array: array[places], self._arrays["core_state"])
 
     # -- inference's side -------------------------------------------------------------------------------------------------
 
     def get_rows(self, groups: list[slice], out: Rows | None = None) -> Rows:
-        """Rows of several groups, one after the other; without a copy if they lie side by side.
+        """Return the rows of several groups, one after the other; without a copy if they are adjacent.
 
         Args:
-            out: where to copy them in any case, room for all places.
+            groups: slices of the groups' rows.
+            out: rows with room for all actors; if given, the rows are always copied there.
         """
         span = _one_slice(groups) if out is None else None
 
@@ -132,7 +133,7 @@ class Mailbox:
         return collected
 
     def page_locked(self) -> Rows:
-        """Room for all places' rows that a GPU copies from at full speed, while the CPU goes on."""
+        """Return rows in page-locked memory for all actors, which a GPU copies from at full speed while the CPU continues."""
 
         def like(array: Array) -> Array:
             room: Array = torch.from_numpy(array).clone().pin_memory().numpy()
@@ -141,7 +142,7 @@ class Mailbox:
         return Rows(*(map_nested(like, self._arrays[name]) for name in Rows._fields))
 
     def put_actions(self, groups: list[slice], chosen: Chosen, version: int) -> None:
-        """Leave the answers."""
+        """Write the actions of several groups."""
         arrays = self._arrays
         start = 0
         for places in groups:
@@ -154,20 +155,20 @@ class Mailbox:
             start = part.stop
 
     def put_state(self, places: slice, leaves: list[Array]) -> None:
-        """Leave the recurrent state before an opening row."""
+        """Write the recurrent state before an opening row."""
         for array, value in zip(flatten(self._arrays["core_state"]), leaves, strict=True):
             array[places] = value
 
 
 def _one_slice(groups: list[slice]) -> slice | None:
-    """The slice that groups in this order make together, or None."""
+    """Return the slice that these groups form together in this order, or None."""
     if all(before.stop == after.start for before, after in itertools.pairwise(groups)):
         return slice(groups[0].start, groups[-1].stop)
     return None
 
 
 class Line:
-    """A pipe for requests or answers; each process uses one end. Pickles into child processes."""
+    """A pipe for requests or answers; each process uses one end. It pickles into child processes."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -184,11 +185,11 @@ class Line:
         self._set_up()
 
     def send(self, requests: list[Request]) -> None:
-        """One write; atomic up to 512 messages."""
+        """Send requests in one write, which is atomic up to 512 messages."""
         os.write(self._write, np.array(requests, _MESSAGE).tobytes())
 
     def receive(self, timeout: float) -> list[Request]:
-        """All that has come, waiting up to `timeout` seconds for the first."""
+        """Return all messages that have come, waiting up to `timeout` seconds for the first."""
         if timeout > 0 and not self.wait([self], timeout):
             return []
         try:
@@ -198,11 +199,12 @@ class Line:
         return [Request(*message) for message in np.frombuffer(data, _MESSAGE).tolist()]
 
     def fileno(self) -> int:
+        """Return the descriptor of the reading end."""
         return self._read
 
     @staticmethod
     def wait(lines: list[Any], timeout: float) -> bool:
-        """Whether one of some objects with a `fileno` can be read within `timeout` seconds."""
+        """Return whether one of these objects with a `fileno` becomes readable within `timeout` seconds."""
         poll = select.poll()
         for line in lines:
             poll.register(line.fileno(), select.POLLIN)

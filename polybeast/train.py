@@ -1,4 +1,4 @@
-"""PolyBeast's wiring: environment workers, and inference in a thread beside the learner or in a process of its own."""
+"""PolyBeast's wiring: environment workers, and inference in a process of its own or in a thread beside the learner."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .env_worker import Lines, RemoteActors, places_of
 from .inference import Inference, InferenceArguments, Statistics
 from .mailbox import Line, Mailbox
 
-# Of an inference process: it is handed both ends of each one's pipe, and multiprocessing hands over 256 descriptors at most.
+# An inference process receives both ends of each worker's pipe, and multiprocessing sends at most 256 descriptors.
 MOST_WORKERS = 100
 
 
 def acting_device(device: torch.device) -> torch.device:
-    """Inference runs all forwards where the learner is."""
+    """Return the learner's device: inference runs all forwards there."""
     return device
 
 
 def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew:
-    """One plan an environment worker, and inference; in serial mode everything in this process."""
+    """Plan the environment workers and inference; in serial mode everything runs in this process."""
     everyone = tuple(range(config.actors.num_actors))
     hosted = [everyone] if config.actors.serial else spread(config.actors.num_actors, config.actors.processes)
     groups_of = [_parts(actors, _groups(len(hosted), config, task)) for actors in hosted]
@@ -83,7 +83,7 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
 
     def serve(status: LocalStatus) -> None:
         use_compute_threads(1)
-        # On a GPU, a stream of its own: forwards do not queue behind the learner's kernels.
+        # On a GPU inference has its own stream, so that forwards do not queue behind the learner's kernels.
         stream = torch.cuda.Stream(task.device) if task.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             Inference(serving, status).serve(lambda: status.stopping, lambda: None)
@@ -92,9 +92,9 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
 
 
 def _groups(workers: int, config: Config, task: Task) -> int:
-    """Into how many a worker's environments are split: of two, one steps while the other's forward runs.
+    """Return into how many groups a worker's environments are split: of two, one steps while the other's forward runs.
 
-    Where forwards run on the cores that workers step on, another worker does as well, and larger batches are worth more.
+    Where forwards run on the workers' own cores, one group is better: another worker steps meanwhile, and batches are larger.
     """
     if config.actors.serial:
         return 1
@@ -102,12 +102,20 @@ def _groups(workers: int, config: Config, task: Task) -> int:
 
 
 def _parts(actors: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
-    """Actors that follow each other, in groups as even as can be."""
+    """Divide the actors into groups of consecutive numbers, as evenly as possible."""
     return [tuple(actors[i] for i in part) for part in spread(len(actors), min(parts, len(actors)))]
 
 
 class Serial:
-    """All environments and inference in this process, one after the other."""
+    """All environments and inference in this process, one after the other.
+
+    Args:
+        arguments: which actors, on which task.
+        mailbox: where rows and actions are exchanged.
+        writer: writes rows into the store's slots.
+        status: what they report to.
+        served: inference.
+    """
 
     def __init__(
         self, arguments: ActorArguments, mailbox: Mailbox, writer: UnrollWriter, status: LocalStatus, served: Inference
@@ -116,7 +124,7 @@ class Serial:
         self._status, self._served = status, served
 
     def unroll(self, slots: Array) -> bool:
-        """Fill one slot for each actor with T steps; False if the run stops meanwhile."""
+        """Fill one slot for each actor with T steps; return False if the run stops meanwhile."""
         self._actors.begin(slots)
         self._served.admit(0)
         self._served.forward([0])
@@ -129,11 +137,12 @@ class Serial:
 
     @property
     def group(self) -> ActorGroup:
+        """The actors and their environments."""
         return self._actors.actors
 
     @property
     def core_state(self) -> Nested:
-        """Arrays `[E, ...]`."""
+        """The recurrent state, arrays `[E, ...]`."""
         return self._served.core_state
 
     @core_state.setter
@@ -141,4 +150,5 @@ class Serial:
         self._served.core_state = state
 
     def close(self) -> None:
+        """Close the environments."""
         self._actors.close()

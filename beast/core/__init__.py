@@ -1,1 +1,1 @@
-"""Words and maths: torch, NumPy and Gymnasium's spaces alone; no file, no process, no shared memory."""
+"""Terms and maths: only torch, NumPy and Gymnasium's spaces; no file, no process, no shared memory."""

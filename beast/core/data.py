@@ -1,4 +1,4 @@
-"""The words of the system: what an environment says, what an agent answers, what an unroll and a batch hold.
+"""The terms of the system: what environments return, what policies return, what unrolls and batches hold.
 
 T is the unroll length in steps, B counts unrolls in a batch, E environments stepped together, P the parameters of the
 policy's distribution. An unroll has T steps and T+1 rows; row T of one unroll is row 0 of the next.
@@ -18,7 +18,7 @@ Row alignment (THE table; everything else refers to it):
   an episode has a row of its own, and a truncated step bootstraps from the value of exactly that observation.
 - first[t] marks the row that such a reset produced: action[t-1] was ignored, last_action[t] is zero, reward[t] is zero,
   the recurrent state is zeroed before row t, and the transition t-1 -> t is no part of any loss.
-- terminated[t] without a first[t+1] is a lost life: the return ends there, but the game, and memory with it, goes on.
+- terminated[t] without a first[t+1] is a lost life: the return ends there, but the game and the recurrent state continue.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# A leaf, or a dict or tuple of such: observations and recurrent states may nest to any depth.
+# A leaf, or a dict or tuple of these: observations and recurrent states may nest to any depth.
 Nested = Any
 Array = npt.NDArray[Any]
 
 ACTION_MASK = "action_mask"
-"""The column that says which choices an action has, `[..., M]` bool: policies give the others probability zero."""
+"""Name of the column of allowed choices, `[..., M]` bool: policies give the others probability zero."""
 
 DISCOUNTED_RETURN = "discounted_return"
 """The column that holds the discounted sum of an episode's rewards up to each row, `[E]` float32, where rewards are scaled."""
@@ -44,28 +44,28 @@ DISCOUNTED_RETURN = "discounted_return"
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape and dtype of one field, without its leading time and batch axes."""
+    """The shape and dtype of one field, without its leading time and batch axes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     stack: int = 1
-    """Where it is over 1, axis 0 holds this many successive frames, newest last, blank (zero) before the episode's
+    """If it is more than 1, axis 0 holds this many successive frames, newest last, blank (zero) before the episode's
     first one: the store then keeps every frame once and `restack` rebuilds the stacks."""
 
 
 class EnvOutput(NamedTuple):
-    """What E environments say on one step; numpy arrays with leading axis [E]."""
+    """What E environments return on one step: NumPy arrays with leading axis `[E]`."""
 
     observation: Nested
-    """`[E, ...]`, nested as the observation space is."""
+    """`[E, ...]`, nested like the observation space."""
     reward: Array
-    """`[E]` float32, of the action just taken, unclipped."""
+    """`[E]` float32: unclipped reward of the action just taken."""
     terminated: Array
     """`[E]` bool: the return ends here (a true end, or a lost life where lives count as episodes)."""
     truncated: Array
-    """`[E]` bool: the episode was cut here, its return goes on."""
+    """`[E]` bool: the episode was cut here, and its return continues."""
     first: Array
-    """`[E]` bool: this row opens a new episode; the action before it was ignored."""
+    """`[E]` bool: this row starts a new episode; the action before it was ignored."""
     last_action: Array
     """`[E]` (+ `[N]`): the action just taken, as stored; zero on first rows."""
     episode_return: Array
@@ -75,22 +75,22 @@ class EnvOutput(NamedTuple):
     metrics: Array
     """`[E, M]` float32: the environment's own `metric_names`, at a game's end, NaN elsewhere."""
     extra: dict[str, Array] = {}  # noqa: RUF012 - nobody writes to it
-    """`[E, ...]` by name: keys of `info` that environment or algorithm declare as columns; zero where it has none."""
+    """`[E, ...]` by name: keys of `info` that environment or algorithm declare as columns; zero where a key is missing."""
 
 
 class Chosen(NamedTuple):
-    """What a policy answers for E environments; arrays."""
+    """What a policy returns for E environments, as arrays."""
 
     action: Array
-    """`[E]` (+ `[N]`), as stored."""
+    """`[E]` (+ `[N]`): the actions, as stored."""
     logits: Array
-    """`[E, P]` float32, what it was drawn from."""
+    """`[E, P]` float32: parameters of the distributions that the actions were sampled from."""
     extra: dict[str, Array] = {}  # noqa: RUF012 - nobody writes to it
     """`[E, ...]` by name: the model's own columns."""
 
 
 class ModelInput(NamedTuple):
-    """What a model reads; tensors `[T, B, ...]` (T = 1 when acting)."""
+    """What a model reads: tensors `[T, B, ...]` (T = 1 when acting)."""
 
     observation: Nested
     """`[T, B, ...]` in the environment's own dtype (uint8 pixels stay uint8 until the model converts them)."""
@@ -105,21 +105,21 @@ class ModelInput(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """What a model answers; float32 whatever the model computes in."""
+    """What a model returns: float32, whatever the model computes in."""
 
     policy_logits: torch.Tensor
-    """`[T, B, P]` float32, parameters of the policy's distribution (`beast/core/distributions.py`)."""
+    """`[T, B, P]` float32: parameters of the policy's distribution (`beast/core/distributions.py`)."""
     value: torch.Tensor
     """`[T, B]` float32."""
     extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
-    """`[T, B, ...]` by name: what the model declares as `columns`, kept with the unroll when it acts."""
+    """`[T, B, ...]` by name: what the model declares as `columns`, stored with the unroll when it acts."""
 
 
 class Batch(NamedTuple):
-    """B unrolls, time first. See the table above for what a row means."""
+    """A batch of B unrolls, time first. The table above says what a row means."""
 
     observation: Nested
-    """`[T+1, B, ...]`; as it comes from the store a stacked field is still `[B, stack + T + 1, ...]`, see `restack`."""
+    """`[T+1, B, ...]`; a stacked field comes from the store as frames `[B, stack + T + 1, ...]`, see `restack`."""
     reward: torch.Tensor
     """`[T+1, B]` float32, unclipped."""
     terminated: torch.Tensor
@@ -131,27 +131,27 @@ class Batch(NamedTuple):
     last_action: torch.Tensor
     """`[T+1, B]` (+ `[N]`)."""
     action: torch.Tensor
-    """`[T, B]` (+ `[N]`), what the behaviour policy chose."""
+    """`[T, B]` (+ `[N]`): what the behaviour policy chose."""
     behaviour_logits: torch.Tensor
-    """`[T, B, P]` float32, what it chose from (mu of the paper)."""
+    """`[T, B, P]` float32: parameters of its distribution (mu of the paper)."""
     core_state: Nested
-    """Leaves `[B, ...]`: the recurrent state before row 0."""
+    """The recurrent state before row 0, leaves `[B, ...]`."""
     policy_version: torch.Tensor
-    """`[T, B]` int64: the version (count of updates) of the policy that acted on each row."""
+    """`[T, B]` int64: the version (number of updates) of the policy that acted on each row."""
     actor: torch.Tensor | tuple[()] = ()
-    """`[B]` int32: the number of the actor that made each unroll."""
+    """`[B]` int32: number of the actor that collected each unroll."""
     extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
-    """By name: columns from the environment, `[T+1, B, ...]`."""
+    """Columns from the environment by name, `[T+1, B, ...]`."""
     agent_extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
-    """By name: columns from the model that acted, `[T, B, ...]`."""
+    """Columns from the model that acted by name, `[T, B, ...]`."""
 
     def model_input(self) -> ModelInput:
-        """All T+1 rows as the model reads them."""
+        """Return all T+1 rows as the model reads them."""
         return ModelInput(self.observation, self.reward, self.last_action, self.first, self.extra)
 
 
 def map_nested(function: Callable[..., Any], tree: Nested, *others: Nested) -> Nested:
-    """Apply `function` leaf by leaf to trees of one structure (dicts and tuples nest; anything else is a leaf)."""
+    """Apply a function leaf by leaf to trees of one structure (dicts and tuples nest; anything else is a leaf)."""
     if isinstance(tree, dict):
         return {key: map_nested(function, value, *(o[key] for o in others)) for key, value in tree.items()}
     if isinstance(tree, tuple):
@@ -161,7 +161,7 @@ def map_nested(function: Callable[..., Any], tree: Nested, *others: Nested) -> N
 
 
 def flatten(tree: Nested) -> list[Any]:
-    """The leaves of a tree, in order."""
+    """Return the leaves of a tree, in order."""
     leaves: list[Any] = []
     map_nested(leaves.append, tree)
     return leaves
@@ -171,12 +171,12 @@ def restack(frames: torch.Tensor, first: torch.Tensor, stack: int) -> torch.Tens
     """Rebuild stacked observations from frames that were stored once.
 
     Args:
-        frames: `[B, 1 + (stack - 1) + (T + 1), ...]`: one blank frame, the history before row 0, then a frame a row.
-        first: `[T+1, B]` bool; stacks never reach back over a first row, they are blank there.
-        stack: how many frames a stack holds.
+        frames: `[B, 1 + (stack - 1) + (T + 1), ...]`: one blank frame, the history before row 0, one frame for each row.
+        first: `[T+1, B]` bool; a stack is blank before a first row.
+        stack: number of frames in a stack.
 
     Returns:
-        `[T+1, B, stack, ...]`, newest frame last, equal to what the environment showed.
+        `[T+1, B, stack, ...]`, newest frame last, equal to what the environment returned.
     """
     rows, batch = first.shape
     device = frames.device

@@ -1,12 +1,12 @@
-"""Action spaces as distributions: the policy's parameters, how to draw from them, and what a draw costs.
+"""Action spaces as distributions: parameters, sampling, log-probabilities, entropy.
 
-One stateless object per action space. Parameters come as one tensor `[..., P]`, the "logits" of the rest of the code.
-Noise is drawn apart from the parameters, so that each actor keeps a random stream of its own while one forward and one
-`sample` serve them all: the same seed gives the same actions however actors are spread over processes.
+There is one stateless object for each action space. Parameters are one tensor `[..., P]`, the "logits" of the rest of the
+code. Noise is drawn apart from the parameters, so that each actor keeps its own random stream while one forward and one
+`sample` serve all: the same seed gives the same actions however actors are spread over processes.
 
-A mask `[..., M]` (bool) says which choices are allowed. `masked` parameters give the others probability zero, in draws,
-importance weights and entropy alike, and no gradient. Where a mask allows no choice at all, as at an episode's end, every
-choice counts as allowed.
+A mask `[..., M]` (bool) says which choices are allowed. `masked` parameters give the others probability zero, in samples,
+importance weights and entropy alike, and no gradient. Where a mask allows no choice at all, as at an episode's end, all
+choices count as allowed.
 """
 
 from __future__ import annotations
@@ -22,73 +22,69 @@ import torch
 import torch.nn.functional as F
 
 from beast.core.data import Array, ArraySpec, Nested, flatten
+from beast.core.squashing import bounded, mean_log_slopes
 
 UNBOUNDED = 1e30
-"""Bounds from here on are none: some environments write the largest float instead of infinity."""
+"""Bounds of at least this size count as infinite: some environments give the largest float instead of infinity."""
 
 
 class Distribution(ABC):
     """What the system needs of a policy over one action space."""
 
     num_params: int
-    """P, the policy head's width."""
+    """P, the width of the policy head."""
     noise_size: int
-    """Random numbers that one draw needs."""
+    """Number of random numbers that one sample needs."""
     mask_size: int
-    """M, the choices that a mask allows or not; 0 where there are none."""
+    """M, the number of choices that a mask covers; 0 if actions are not choices."""
     encoded_size: int
-    """Width of `encode`."""
+    """Width of the result of `encode`."""
     log_stds: Array
     """`[P]` bool: which parameters are log standard deviations."""
     action_spec: ArraySpec
-    """How one action is stored."""
+    """Spec of one stored action."""
 
     @abstractmethod
     def noise(self, generator: np.random.Generator, count: int) -> Array:
-        """`[count, noise_size]` float32 for `count` draws."""
+        """Draw `[count, noise_size]` float32 for `count` samples."""
 
     @abstractmethod
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """`[..., P]` and `[..., noise_size]` to actions `[...]` (+ `[N]`)."""
+        """Return actions `[...]` (+ `[N]`) for parameters `[..., P]` and noise `[..., noise_size]`."""
 
     @abstractmethod
     def mode(self, params: torch.Tensor) -> torch.Tensor:
-        """The most likely action (deterministic evaluation)."""
+        """Return the most probable actions `[...]` (+ `[N]`), for deterministic evaluation."""
 
     @abstractmethod
     def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """`[...]`, log pi(action)."""
+        """Return log pi(action): `[...]`."""
 
     @abstractmethod
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
-        """`[...]`, in nats."""
+        """Return the entropy in nats: `[...]`."""
 
     def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
-        """`entropy`, but of actions as the environment's bounds leave them: between -1 and 1 where there are two."""
+        """Return `[...]`, in nats, of actions after squashing into their bounds: (-1, 1) where there are two."""
         return self.entropy(params)
 
-    @property
-    def largest_entropy(self) -> float | None:
-        """Of a policy that takes all choices alike, in nats; None if actions have numbers, whose entropy knows no zero."""
-        return None if self.log_stds.any() else float(self.entropy(torch.zeros(self.num_params)))
-
     def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`[..., P]` and `[..., M]` bool to `[..., P]`: minus infinity where a choice is not allowed."""
+        """Return `[..., P]` for a mask `[..., M]` bool: minus infinity where a choice is not allowed."""
         return params
 
     @abstractmethod
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
-        """Stored actions `[K]` (+ `[N]`) as numbers that a model can read, `[K, encoded_size]`."""
+        """Return stored actions `[K]` (+ `[N]`) as numbers that a model can read: `[K, encoded_size]`."""
 
     @abstractmethod
     def to_env(self, actions: Array) -> Nested:
-        """Stored actions `[E]` (+ `[N]`) as the environment takes them, nested as its action space is."""
+        """Return stored actions `[E]` (+ `[N]`) in the environment's form, nested like its action space."""
 
     def flat_mask(self, mask: Nested) -> Array:
-        """One environment's mask, an array or any nesting of arrays in the space's order, as `[M]` bool.
+        """Flatten one environment's mask, an array or arrays nested in the space's order, to `[M]` bool.
 
         Raises:
-            ValueError: if it is not for M choices.
+            ValueError: if it does not cover M choices.
         """
         leaves = [np.asarray(leaf).astype(bool).reshape(-1) for leaf in flatten(mask)]
         flat = np.concatenate([*leaves, np.zeros(0, bool)])
@@ -98,7 +94,7 @@ class Distribution(ABC):
 
 
 class Categorical(Distribution):
-    """Discrete spaces: a softmax. A logit of minus infinity masks its action."""
+    """A softmax over a Discrete space. A logit of minus infinity masks its action."""
 
     def __init__(self, space: gymnasium.spaces.Discrete) -> None:
         self.num_params = self.noise_size = self.mask_size = self.encoded_size = int(space.n)
@@ -107,36 +103,44 @@ class Categorical(Distribution):
         self._start = int(space.start)
 
     def noise(self, generator: np.random.Generator, count: int) -> Array:
+        """Draw standard Gumbel noise: `[count, A]` float32."""
         return generator.gumbel(size=(count, self.noise_size)).astype(np.float32)
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return (params + noise).argmax(-1)  # the Gumbel-max trick: exactly a draw from the softmax
+        """Return the actions whose logit plus noise is largest: `[...]` int64."""
+        return (params + noise).argmax(-1)  # the Gumbel-max trick: exactly a sample of the softmax
 
     def mode(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the actions with the largest logit: `[...]` int64."""
         return params.argmax(-1)
 
     def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the actions' log-softmax: `[...]`."""
         return F.log_softmax(params, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the entropy of the softmax: `[...]`; masked actions contribute 0."""
         log_policy = F.log_softmax(params, dim=-1)
         # A masked action has probability 0 and log-probability -inf; its share of the entropy is 0, not NaN.
         return -(log_policy.exp() * log_policy.clamp(min=torch.finfo(log_policy.dtype).min)).sum(-1)
 
     def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Set the logits of masked actions to minus infinity."""
         return torch.where(mask | ~mask.any(-1, keepdim=True), params, -torch.inf)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return actions as one-hot vectors: `[K, A]`."""
         return F.one_hot(actions, self.encoded_size)
 
     def to_env(self, actions: Array) -> Array:
+        """Add the space's start: `[E]`."""
         return actions + self._start
 
 
 class MultiCategorical(Distribution):
-    """MultiDiscrete and MultiBinary spaces: independent softmaxes side by side in one parameter vector.
+    """Independent softmaxes for MultiDiscrete and MultiBinary spaces, side by side in one parameter vector.
 
-    A mask has the choices of all parts end to end: for MultiBinary, "0 is allowed" and "1 is allowed" of each bit.
+    A mask concatenates the choices of all parts; for MultiBinary these are "0 is allowed" and "1 is allowed" of each bit.
     """
 
     def __init__(self, space: gymnasium.spaces.MultiDiscrete | gymnasium.spaces.MultiBinary) -> None:
@@ -151,76 +155,66 @@ class MultiCategorical(Distribution):
         self.action_spec = ArraySpec((len(self._sizes),), np.dtype(np.int64))
 
     def _split(self, params: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The logits of each part."""
+        """Return the logits of each part."""
         return torch.split(params, self._sizes, dim=-1)
 
     def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mask the logits of each part."""
         parts = zip(self._parts, self._split(params), self._split(mask), strict=True)
         return torch.cat([part.masked(p, m) for part, p, m in parts], dim=-1)
 
     def noise(self, generator: np.random.Generator, count: int) -> Array:
+        """Draw standard Gumbel noise for all parts: `[count, P]` float32."""
         return generator.gumbel(size=(count, self.noise_size)).astype(np.float32)
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the choices whose logit plus noise is largest, one for each part: `[..., N]` int64."""
         return self.mode(params + noise)
 
     def mode(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the choices with the largest logit, one for each part: `[..., N]` int64."""
         return torch.stack([part.argmax(-1) for part in self._split(params)], dim=-1)
 
     def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the parts' log-probabilities: `[...]`."""
         logits = self._split(params)
         return torch.stack(
             [part.log_prob(p, a) for part, p, a in zip(self._parts, logits, action.unbind(-1), strict=True)]
         ).sum(0)
 
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the parts' entropies: `[...]`."""
         logits = self._split(params)
         return torch.stack([part.entropy(p) for part, p in zip(self._parts, logits, strict=True)]).sum(0)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return the choices as one-hot vectors side by side: `[K, P]`."""
         parts = actions.unbind(-1)
         return torch.cat([F.one_hot(part, size) for part, size in zip(parts, self._sizes, strict=True)], dim=-1)
 
     def to_env(self, actions: Array) -> Array:
+        """Return the choices in the space's shape and dtype: `[E, ...]`."""
         return (actions + self._start).reshape(-1, *self._shape).astype(self._dtype)
 
 
-def bounded(log_std: torch.Tensor) -> torch.Tensor:
-    """Keep log standard deviations between -6 and 3: as they are in [-5, 2], and outside ever slower, with a gradient.
-
-    Where a plain clamp has no gradient, a policy could never come back.
-    """
-    inside = log_std.clamp(-5.0, 2.0)
-    return inside + F.softsign(log_std - inside)
-
-
-def _gauss_hermite(count: int) -> tuple[Array, Array]:
-    """Nodes and weights of a mean over a standard normal variable."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
-    return nodes, weights / weights.sum()
-
-
-_QUADRATURE = _gauss_hermite(24)
-
-
 class SquashedGaussian(Distribution):
-    """Box spaces: a diagonal Gaussian, brought into the bounds at the environment's door.
+    """A diagonal Gaussian for Box spaces, squashed into the bounds by `to_env`.
 
     Parameters are means, then log standard deviations (`bounded`: between -6 and 3). The stored action is the one *before*
-    the squashing: its log-probability differs from the squashed one's by a term of the action alone, which cancels in
-    pi / mu and has no gradient. NaN parameters draw 0: as the next row's last action a NaN would make those NaN again, for
-    ever.
+    squashing: its log-probability differs from the squashed one's by a term of the action alone, which cancels in pi / mu and
+    has no gradient. NaN parameters give the sample 0: stored as the next row's last action, a NaN would make the parameters
+    NaN forever.
 
-    `entropy` is the unsquashed Gaussian's, which grows with the width for ever. `squashed_entropy` falls again where most
-    actions lie at the bounds: H(u) + E[log(du'/du)] for u' = tanh(u) or softplus(u), the mean by Gauss-Hermite quadrature.
+    `entropy` is the unsquashed Gaussian's, which grows with the deviation without bound; `squashed_entropy` falls again where
+    most actions lie at the bounds: H(u) + E[log(du'/du)] for u' = tanh(u) or softplus(u).
 
-    What has two bounds is squashed by tanh; integers are then the equal bins between them. What has one bound begins there
-    (softplus), what has none is left as it is.
+    A number with two bounds is squashed by tanh; integers are equal bins between the bounds. A number with one bound is
+    squashed by softplus, one without bounds is not squashed.
     """
 
     def __init__(self, space: gymnasium.spaces.Box) -> None:
         self._shape, self._dtype = space.shape, space.dtype
-        # In float64: narrow integers would overflow, and rounding must not lead out of the bounds.
+        # In float64, because narrow integers would overflow and rounding must not exceed the bounds.
         low, high = (bound.reshape(-1).astype(np.float64) for bound in (space.low, space.high))
         self._whole = space.dtype.kind in "biu"
         below, above = np.abs(low) < UNBOUNDED, np.abs(high) < UNBOUNDED
@@ -234,6 +228,7 @@ class SquashedGaussian(Distribution):
         self.action_spec = ArraySpec((size,), np.dtype(np.float32))
 
     def noise(self, generator: np.random.Generator, count: int) -> Array:
+        """Draw standard normal noise: `[count, N]` float32."""
         return generator.standard_normal((count, self.noise_size), dtype=np.float32)
 
     @staticmethod
@@ -242,38 +237,41 @@ class SquashedGaussian(Distribution):
         return mean, bounded(log_std)
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return mean plus standard deviation times noise, before squashing: `[..., N]` float32; 0 where that is NaN."""
         mean, log_std = self._split(params)
         return (mean + log_std.exp() * noise).nan_to_num()
 
     def mode(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the means, before squashing: `[..., N]` float32; 0 where they are NaN."""
         return self._split(params)[0].nan_to_num()
 
     def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the log-density of the actions before squashing: `[...]`."""
         mean, log_std = self._split(params)
         z = (action - mean) * (-log_std).exp()
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the entropy of the Gaussian before squashing: `[...]`."""
         _, log_std = self._split(params)
         return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return `[...]`, in nats, of the actions after squashing."""
         mean, log_std = self._split(params)
-        nodes, weights = (torch.from_numpy(x).to(mean) for x in _QUADRATURE)
-        u = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes  # [..., N, nodes]
-        both, one = (torch.from_numpy(x).to(mean).unsqueeze(-1) for x in self._squashings)
-        # log(1 - tanh(u)^2), written so that it stays finite; the derivative of softplus is the sigmoid.
-        log_slopes = both * 2 * (math.log(2) - u - F.softplus(-2 * u)) + one * F.logsigmoid(u)
-        return self.entropy(params) + (log_slopes * weights).sum((-1, -2))
+        both, one = (torch.from_numpy(x).to(mean) for x in self._squashings)
+        return self.entropy(params) + mean_log_slopes(mean, log_std.exp(), both, one).sum(-1)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return actions squashed by tanh: `[K, N]`."""
         return actions.tanh()
 
     def to_env(self, actions: Array) -> Array:
+        """Squash actions into the space's bounds: `[E, ...]` in its shape and dtype."""
         both, low, high = self._below & self._above, self._low, self._high
         share = 0.5 + 0.5 * np.tanh(actions)
         if both.all():
-            # Rounding would give the lowest and the highest integer half a bin each.
+            # floor, because rounding would give the lowest and the highest integer only half a bin.
             values = np.floor(low + (high - low + 1) * share) if self._whole else low + (high - low) * share
         else:
             positive = np.logaddexp(0.0, actions)  # softplus
@@ -284,9 +282,13 @@ class SquashedGaussian(Distribution):
 
 
 class Joint(Distribution):
-    """Dict and Tuple spaces: independent distributions, end to end in one parameter vector and one action array.
+    """Independent distributions for Dict and Tuple spaces, concatenated in one parameter vector and one action array.
 
-    Actions are int64 if all parts' are, else float32 (which holds a choice's number exactly).
+    Actions are int64 if those of all parts are, otherwise float32 (which holds a choice's number exactly).
+
+    Args:
+        space: the Dict or Tuple.
+        where: the keys that lead to it, for errors.
     """
 
     def __init__(self, space: gymnasium.spaces.Dict | gymnasium.spaces.Tuple, where: str = "") -> None:  # type: ignore[type-arg]
@@ -307,12 +309,13 @@ class Joint(Distribution):
         return torch.split(params, [part.num_params for part in self._parts], dim=-1)
 
     def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mask the parameters of each part that has choices."""
         masks = torch.split(mask, [part.mask_size for part in self._parts], dim=-1)
         parts = zip(self._parts, self._params(params), masks, strict=True)
         return torch.cat([part.masked(p, m) for part, p, m in parts], dim=-1)
 
     def _actions(self, action: torch.Tensor) -> list[torch.Tensor]:
-        """Each part's actions, as that part stores them."""
+        """Return the actions of each part, as that part stores them."""
         parts = zip(self._parts, torch.split(action, self._sizes, dim=-1), strict=True)
         return [(a if part.action_spec.shape else a.squeeze(-1)).to(_torch_dtype(part)) for part, a in parts]
 
@@ -321,36 +324,44 @@ class Joint(Distribution):
         return torch.cat([(a if part.action_spec.shape else a.unsqueeze(-1)).to(self._dtype) for part, a in parts], -1)
 
     def noise(self, generator: np.random.Generator, count: int) -> Array:
-        # Row by row, so that many draws at a time are those of one at a time.
+        """Draw the noise of all parts, side by side: `[count, noise_size]` float32."""
+        # Row by row, so that drawing many at once gives the same numbers as one at a time.
         rows = [[part.noise(generator, 1) for part in self._parts] for _ in range(count)]
         return np.concatenate([np.concatenate(row, axis=-1) for row in rows])
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Sample each part: `[..., N]`, concatenated."""
         noises = torch.split(noise, [part.noise_size for part in self._parts], dim=-1)
         parts = zip(self._parts, self._params(params), noises, strict=True)
         return self._stored([part.sample(p, n) for part, p, n in parts])
 
     def mode(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the most probable action of each part: `[..., N]`, concatenated."""
         parts = zip(self._parts, self._params(params), strict=True)
         return self._stored([part.mode(p) for part, p in parts])
 
     def log_prob(self, params: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the parts' log-probabilities: `[...]`."""
         parts = zip(self._parts, self._params(params), self._actions(action), strict=True)
         return torch.stack([part.log_prob(p, a) for part, p, a in parts]).sum(0)
 
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the parts' entropies: `[...]`."""
         parts = zip(self._parts, self._params(params), strict=True)
         return torch.stack([part.entropy(p) for part, p in parts]).sum(0)
 
     def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return `[...]`, in nats, of the actions after squashing."""
         parts = zip(self._parts, self._params(params), strict=True)
         return torch.stack([part.squashed_entropy(p) for part, p in parts]).sum(0)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return the parts' encodings side by side: `[K, encoded_size]`."""
         parts = zip(self._parts, self._actions(actions), strict=True)
         return torch.cat([part.encode(a) for part, a in parts], dim=-1)
 
     def to_env(self, actions: Array) -> Nested:
+        """Return each part's actions in its own form, as a dict or tuple like the space."""
         edges = list(itertools.accumulate(self._sizes, initial=0))
         values = []
         for part, (start, end) in zip(self._parts, itertools.pairwise(edges), strict=True):
@@ -364,9 +375,10 @@ def _torch_dtype(distribution: Distribution) -> torch.dtype:
 
 
 def distribution_for(space: gymnasium.Space, where: str = "") -> Distribution:  # type: ignore[type-arg]
-    """The distribution of an action space.
+    """Return the distribution of an action space.
 
     Args:
+        space: of the actions.
         where: the keys that lead to it, for the error.
 
     Raises:

@@ -1,15 +1,15 @@
-"""Errors that end in one line for the user, and the exit status that goes with each."""
+"""Errors that are reported in one line, and the exit status of each."""
 
 from __future__ import annotations
 
 
 class BeastError(Exception):
-    """An error that says all there is to say: its message is one line, which tells the user what to do."""
+    """An error whose message is complete: one line that tells the user what to do."""
 
     exit_status = 2
-    """Of the command that it ends: 2 for bad input, 1 for a run that failed."""
+    """Exit status of the command: 2 for bad input, 1 for a run that failed."""
     details = ""
-    """What is printed before the message: the traceback of the process that failed."""
+    """Text printed before the message: the traceback of the process that failed."""
 
 
 class ConfigError(BeastError, ValueError):
@@ -17,7 +17,7 @@ class ConfigError(BeastError, ValueError):
 
 
 class EnvError(BeastError, ValueError):
-    """An environment cannot be made, or breaks its contract. The message is one line that says what to do."""
+    """An environment cannot be made or breaks its contract. The message is one line that says what to do."""
 
 
 class ModelError(BeastError, ValueError):
@@ -29,7 +29,7 @@ class CheckpointError(BeastError, ValueError):
 
 
 class WorkerError(BeastError, RuntimeError):
-    """A worker failed for good. `details` holds its own traceback, or is empty."""
+    """A worker failed for good. `details` is its traceback, or empty."""
 
     exit_status = 1
 
@@ -39,6 +39,6 @@ class WorkerError(BeastError, RuntimeError):
 
 
 class StoreClosed(BeastError, EOFError):
-    """The parent has closed the store: the end of a run for the worker that sees it."""
+    """The parent has closed the store, which ends the run for a worker."""
 
     exit_status = 0

@@ -1,4 +1,4 @@
-"""Whether tensors hold NaN or infinity, found out on their device."""
+"""Whether tensors hold NaN or infinity, computed on their device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import torch
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """One bool on their device, which is not waited for. Integers are not looked at."""
-    finite = torch.tensor(True)  # a CPU scalar goes with tensors of any device
+    """Return whether all numbers are finite, as a boolean tensor on the same device, without synchronising with it.
+
+    Integer tensors are skipped.
+    """
+    finite = torch.tensor(True)  # a CPU scalar combines with tensors of any device
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
-            low, high = tensor.aminmax()  # hands NaN on, and is ten times as quick as isfinite().all()
+            low, high = tensor.aminmax()  # passes NaN on, and is ten times as fast as isfinite().all()
             finite = low.isfinite() & high.isfinite() & finite
     return finite

@@ -1,6 +1,6 @@
 """A model in two vectors: its parameters in the dtype that it computes in, its floating-point buffers in float32.
 
-So clipping, the optimiser, publishing and reading are one operation each, whatever the model looks like.
+Clipping, the optimiser, publishing and reading are then one operation each, for any model.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from beast.core.statistics import RunningStatistics
 
 
 class FlatModel:
-    """A model whose parameters and floating-point buffers have become views of one vector each.
+    """A model whose parameters and floating-point buffers are views of one vector each.
 
     Args:
-        model: float32; taken over.
-        device, dtype: where and in what it computes.
+        model: in float32; it is changed in place.
+        device: where it computes.
+        dtype: dtype in which it computes.
 
     Raises:
         ValueError: if its parameters are not all of one dtype.
@@ -33,33 +34,33 @@ class FlatModel:
         if len({p.dtype for p in parameters}) > 1:
             raise ValueError("a model's parameters must share one dtype")
         self.parameters = _move_together(parameters, dtype, device)
-        """`[P]`, in the dtype that the model computes in."""
+        """All parameters, `[P]` in the dtype that the model computes in."""
         self.statistics = _move_together(buffers, torch.float32, device)
-        """`[S]` float32, never rounded."""
+        """All floating-point buffers, `[S]` float32, never rounded."""
         self.running = [part for part in model.modules() if isinstance(part, RunningStatistics)]
 
     def parameter_views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Another `[P]` vector's parts, by parameter name and in its shape."""
+        """Return the parts of another `[P]` vector, by parameter name and in its shape."""
         return _views(vector, [(name, p) for name, p in self.model.named_parameters()])
 
     def statistic_views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Another `[S]` vector's parts, by buffer name and in its shape."""
+        """Return the parts of another `[S]` vector, by buffer name and in its shape."""
         return _views(vector, [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()])
 
     @property
     def num_sums(self) -> int:
-        """How many numbers `sums` has."""
+        """Number of elements of `sums`."""
         size = self.statistics.numel()
         return (1 + size if size else 0) + sum(1 + 2 * part.size for part in self.running)
 
     def sums(self) -> torch.Tensor:
-        """What the last forward saw, `[num_sums]` float32: a one, the buffers as it left them, and all running sums."""
+        """Return what the last forward saw, `[num_sums]` float32: a one, the buffers after it, and all running sums."""
         if not self.num_sums:
             return self.statistics
         return torch.cat([self.statistics.new_ones(1), self.statistics, *(part.take_sums() for part in self.running)])
 
     def merge(self, sums: torch.Tensor) -> None:
-        """Take in what forwards saw; of buffers that a forward changes by itself (BatchNorm's) the mean over forwards."""
+        """Merge what forwards saw; buffers that a forward changes itself (BatchNorm's) become the mean over forwards."""
         if not self.num_sums:
             return
         size = self.statistics.numel()
@@ -72,7 +73,7 @@ class FlatModel:
 
 
 def _move_together(tensors: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device | None) -> torch.Tensor:
-    """One vector of all; they become views of it."""
+    """Concatenate tensors into one vector, of which they become views."""
     if not tensors:
         return torch.zeros(0, dtype=dtype, device=device)
     vector = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""From a batch to gradients: a model, its algorithm, and the vectors they live in. No optimiser, no queue, no process."""
+"""From a batch to gradients: a model, its algorithm and their vectors. No optimiser, no queue, no process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from beast.core.flat import FlatModel
 
 
 class Gradient(NamedTuple):
-    """What one pass over a batch says. Vectors may be added over ranks and micro-batches; they live until the next is made."""
+    """The result of one pass over a batch. Gradients may be summed over ranks and micro-batches; each lasts until the next."""
 
     vector: torch.Tensor
-    """`[P]` float32: of the model's parameters, then of the algorithm's. Not finite if anything that it comes from is not."""
+    """`[P]` float32: the model's parameters, then the algorithm's. Not finite if any input of it was not."""
     sums: torch.Tensor
-    """float32: what the forward saw, for the running statistics (`FlatModel.merge`)."""
+    """float32 sums of what the forward saw, for the running statistics (`FlatModel.merge`)."""
     metrics: dict[str, torch.Tensor]
     """Scalars by name, among them `total_loss`."""
 
 
 class Staged(NamedTuple):
-    """A batch on the device, and the event after which it is there (None: it is there)."""
+    """A batch on the device, and the event after which it is complete (None if it is already)."""
 
     batch: Batch
     ready: torch.cuda.Event | None
@@ -36,10 +36,10 @@ class Gradients:
 
     Args:
         acting: the model, in the dtype that it computes in.
-        algorithm: whose `module` is taken over.
-        observation_spec: tells which fields are stacked.
+        algorithm: its losses and its own parameters.
+        observation_spec: says which fields are stacked.
         device: where the model is.
-        compile_model: by torch.compile, for these shapes alone, at the first batch.
+        compile_model: whether torch.compile compiles it at the first batch, for that batch's shapes.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Gradients:
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         size = acting.parameters.numel()
         self._vector = torch.zeros(size + self.own.parameters.numel(), device=device)
-        # The model's gradients are of its own dtype; a float32 one writes them where they are wanted.
+        # A model's gradients have its own dtype; a float32 model can write them directly into the vector.
         narrow = acting.parameters.dtype != torch.float32
         self._grad = torch.zeros_like(acting.parameters) if narrow else self._vector[:size]
         for part, vector in ((acting, self._grad), (self.own, self._vector[size:])):
@@ -64,7 +64,7 @@ class Gradients:
                 p.grad = views[name]
 
     def to_device(self, batch: Batch) -> Staged:
-        """Bring a batch to the device, on a stream of its own, while another one is being learned from."""
+        """Copy the batch to the device, on a separate stream, while another batch is being learned from."""
         if self._copy_stream is None:
             return Staged(batch, None)
         with torch.cuda.stream(self._copy_stream):
@@ -72,17 +72,17 @@ class Gradients:
             return Staged(moved, self._copy_stream.record_event())
 
     def of(self, staged: Staged) -> Iterator[Gradient]:
-        """One gradient for each pass of the algorithm, at the weights as they are when it is asked for.
+        """Yield one gradient for each pass of the algorithm, computed with the weights at the moment it is requested.
 
-        Never waits for the device. Whether rewards, float observations and the loss are finite is decided there: if not, the
-        gradient is not either. (The reward is looked at itself, because clipping makes an ordinary one of an infinite one.)
+        It never waits for the device. Whether rewards, float observations and the loss are finite is checked there: if not, the
+        gradient is not finite either. (Rewards are checked directly, because clipping makes an infinite one ordinary.)
         """
         batch = self._rebuild(staged)
         grad, vector, number = self._grad, self._vector, 0
         inputs = [batch.reward, *flatten(staged.batch.observation)]
         passes = self.algorithm.losses(self._forward, batch)
         while True:
-            before = [part.statistics.clone() for part in self.parts]  # which a forward may change
+            before = [part.statistics.clone() for part in self.parts]  # because a forward may change them
             if (found := next(passes, None)) is None:
                 return
             loss, metrics = found
@@ -98,12 +98,12 @@ class Gradients:
 
     @property
     def parts(self) -> tuple[FlatModel, FlatModel]:
-        """The model and the algorithm's module: the order of all vectors."""
+        """The model and the algorithm's module, in the order of all vectors."""
         return self.acting, self.own
 
     @torch.no_grad()
     def _sums(self, before: list[torch.Tensor], count: bool) -> torch.Tensor:
-        """What the forward saw, if it is to count; the statistics themselves are put back, because `Learner` keeps them."""
+        """Return what the forward saw, if it is to count, and restore the statistics, which `Learner` keeps."""
         sums = torch.cat([part.sums() for part in self.parts])
         for part, statistics in zip(self.parts, before, strict=True):
             part.statistics.copy_(statistics)
@@ -118,13 +118,13 @@ class Gradients:
         return outputs
 
     def _rebuild(self, staged: Staged) -> Batch:
-        """The batch as models and losses know it: stacks rebuilt from frames."""
+        """Return the batch for models and losses: stacks are rebuilt from frames."""
         batch = staged.batch
         if staged.ready is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(staged.ready)
             for tensor in flatten(tuple(batch)):
-                tensor.record_stream(stream)  # the allocator must not reuse it before this stream is done with it
+                tensor.record_stream(stream)  # the allocator must not reuse it while this stream needs it
 
         def rebuild(stack: int, value: torch.Tensor) -> torch.Tensor:
             return restack(value, batch.first, stack) if stack > 1 else value

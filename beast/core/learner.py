@@ -1,6 +1,6 @@
-"""The learner: float32 parameters, moments, statistics and schedule; a gradient comes in, newer weights come out.
+"""The learner: float32 parameters, moments, statistics and schedule. It turns a gradient into newer weights.
 
-It knows no environment, no queue, no process, and no batch.
+It knows no environment, no queue, no process and no batch.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from beast.core.optimisers import OPTIMISERS, Optimiser, OptimiserConfig
 
 
 class Update(NamedTuple):
-    """What came of a gradient."""
+    """The result of one gradient."""
 
     number: int
-    """Of updates made or skipped so far, this one included."""
+    """Number of updates made or skipped so far, including this one."""
     metrics: dict[str, torch.Tensor]
     """The gradient's scalars, `grad_norm` before the clip, and `finite`: a bool, False if the update was skipped."""
 
 
 class Learner:
-    """Parameters, moments, statistics and schedule.
+    """The parameters of a policy, their moments and statistics, and the schedule of the learning rate.
 
-    The model may compute in bfloat16; the optimiser's own ("master") parameters are float32 always.
+    The model may compute in bfloat16; the optimiser's own ("master") parameters are always float32.
 
     Args:
-        gradients: whose model and algorithm are learned; their vectors hold the newest weights after each `apply`.
-        optimiser: its settings.
-        total_steps: at which a linear learning rate reaches zero.
-        masters: float32 `[P]`, as `master_parameters` gave them before the model was made narrower.
+        gradients: the model and the algorithm to learn; their vectors hold the newest weights after each `apply`.
+        optimiser: settings of the optimiser.
+        total_steps: agent steps at which a linear learning rate reaches zero.
+        masters: float32 `[P]`, as `master_parameters` returned them before the model was converted to a narrower dtype.
     """
 
     def __init__(
@@ -45,28 +45,28 @@ class Learner:
         self._moments = self._optimiser.start(self._masters)
         self._has_hook = type(self._algorithm).after_update is not Algorithm.after_update
         self.steps = 0
-        """Agent steps taken in: learned from, or skipped."""
+        """Agent steps so far, learned from or skipped."""
         self.updates = 0
-        """Gradients taken in: the version of the policy. After one that was skipped it is the same policy."""
+        """Gradients so far, applied or skipped: the version of the policy. A skipped one leaves the policy unchanged."""
 
     @property
     def learning_rate(self) -> float:
-        """For the next update."""
+        """The learning rate of the next update."""
         if self._config.learning_rate_schedule == "constant":
             return self._config.learning_rate
         return self._config.learning_rate * max(0.0, 1.0 - self.steps / self._total_steps)
 
     @torch.no_grad()
     def apply(self, gradient: Gradient, steps: int) -> Update:
-        """Make one update, or skip it if the gradient is not finite. Never waits for the device; the gradient is used up.
+        """Make one update, or skip it if the gradient is not finite. Never waits for the device; overwrites the gradient.
 
-        Skipped, everything stays bit for bit as it was, while `steps` and `updates`, which the host counts, go on.
+        If it is skipped, everything stays bit for bit the same, except that `steps` and `updates`, which the host counts, rise.
 
         Args:
-            gradient: over all ranks and micro-batches.
-            steps: agent steps that it accounts for; of several passes over a batch the first one alone has any.
+            gradient: summed over all ranks and micro-batches.
+            steps: agent steps that it accounts for; of several passes over a batch only the first has any.
         """
-        vector, norm = gradient.vector, torch.linalg.vector_norm(gradient.vector)  # finite if all of it is
+        vector, norm = gradient.vector, torch.linalg.vector_norm(gradient.vector)  # finite only if every element is
         finite = norm.isfinite()
         if self._config.grad_norm_clipping:
             vector.mul_((self._config.grad_norm_clipping / (norm + 1e-6)).clamp(max=1.0))
@@ -88,7 +88,7 @@ class Learner:
         return Update(self.updates, {**gradient.metrics, "grad_norm": norm, "finite": finite})
 
     def _hand_over(self) -> None:
-        """Round the masters into what the model and the algorithm compute with."""
+        """Round the masters into the vectors that the model and the algorithm compute with."""
         size = self.acting.parameters.numel()
         self.acting.parameters.copy_(self._masters[:size])
         self.own.parameters.copy_(self._masters[size:])
@@ -101,7 +101,7 @@ class Learner:
     def _statistics(
         self, acting: torch.Tensor | None = None, own: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """By name: these, or as they are now."""
+        """Return these statistics, or the current ones, by name."""
         theirs = self.own.statistic_views(self.own.statistics if own is None else own)
         named = self.acting.statistic_views(self.acting.statistics if acting is None else acting)
         return named | {f"algorithm.{name}": view for name, view in theirs.items()}
@@ -109,13 +109,13 @@ class Learner:
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        """The model's state dict, its parameters in float32, on the CPU."""
+        """Return the model's state dict on the CPU, its parameters in float32."""
         masters = self.acting.parameter_views(self._masters[: self.acting.parameters.numel()])
         state = self.acting.model.state_dict() | masters
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on as if nothing had happened: tensors and plain types."""
+        """Return all that `load_state_dict` needs to continue exactly: tensors and plain types."""
         own = self.own.parameter_views(self._masters[self.acting.parameters.numel() :])
         return {
             "model": self.model_state(),
@@ -133,20 +133,22 @@ class Learner:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave; epsilon and the like are what this run was asked for.
+        """Continue from what `state_dict` returned; settings such as epsilon are those of this run.
 
         Raises:
-            RuntimeError: if the state is of another model.
+            RuntimeError: if the state belongs to another model.
         """
         parts = (self.acting, self.own)
         masters = torch.split(self._masters, [part.parameters.numel() for part in parts])
         for part, own, values in zip(parts, masters, (state["model"], state["algorithm"]["module"]), strict=True):
-            part.model.load_state_dict(values)  # copies in place: the views stay views
+            part.model.load_state_dict(values)  # copies in place, so that the views remain
             for name, view in part.parameter_views(own).items():
                 view.copy_(values[name])
         self._algorithm.load_state_dict(state["algorithm"]["state"])
         for name, moment in self._moments.items():
-            if (kept := state["optimiser"]["moments"].get(name)) is not None:  # a momentum asked for now begins at zero
+            if (
+                kept := state["optimiser"]["moments"].get(name)
+            ) is not None:  # a momentum that is new in this run starts at zero
                 if kept.shape != moment.shape:
                     raise RuntimeError(
                         f"{name} of the optimiser has {kept.numel()} numbers instead of {moment.numel()}"
@@ -156,5 +158,5 @@ class Learner:
 
 
 def master_parameters(model: torch.nn.Module) -> torch.Tensor:
-    """All parameters of a float32 model in one new vector, in the order of `FlatModel`."""
+    """Return a copy of all parameters of a float32 model in one vector, in the order of `FlatModel`."""
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])

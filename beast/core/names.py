@@ -1,4 +1,4 @@
-"""What users type: the command itself, and names of modules (models, algorithms, environments of their own)."""
+"""Names that users type: the command itself, and modules (models, algorithms, environments of their own)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from types import ModuleType
 
 typed = "python -m beast"
-"""How this program was called, for messages: `beast`, `python -m beast` (from Python too), `run.py`. `cli.main` sets it."""
+"""The command as typed, for messages: `beast`, `run.py`, or `python -m beast` (also from Python). `cli.main` sets it."""
 
 
 def to_type() -> str:
-    """The command that calls this program again."""
+    """Return the command that calls this program again."""
     return "python run.py" if typed == "run.py" else typed
 
 
@@ -21,21 +21,22 @@ TRAINERS = ("monobeast", "polybeast")
 
 
 class NoSuchModule(ImportError):
-    """The named module itself, or a package on the way to it, does not exist; `name` says which."""
+    """The named module, or a package on the way to it, does not exist; `name` says which."""
 
 
 def import_named(path: str) -> ModuleType:
-    """Import `my_package.my_module`, from where one stands too.
+    """Import `my_package.my_module`, also from the current folder.
 
-    Only then is that folder searched: what is built in never imports anything from a folder that somebody else filled.
+    That folder is searched only here, so that built-in code never imports anything from it.
 
     Raises:
-        NoSuchModule: if it is not there. Whatever else its import raises, a missing module of its own too, passes through.
+        NoSuchModule: if it does not exist. All other errors of its import pass through, such as a missing module that it
+            imports.
     """
     if path.startswith("."):
-        raise NoSuchModule(name=path)  # it would be relative to nothing
+        raise NoSuchModule(name=path)  # a relative import has no base here
     if path.partition(".")[0] != "beast" and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that nothing in it is taken for ours
+        sys.path.append(os.getcwd())  # last, so that no file in it hides ours
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Optimisers by name: pure functions of one flat float32 vector. Nothing changes in place, so a step may be refused."""
+"""Optimisers by name, as pure functions of one flat float32 vector. Nothing changes in place, so a step can be refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 Moments = dict[str, torch.Tensor]
-"""Vectors `[P]` float32, by name."""
+"""Vectors `[P]` float32 by name."""
 
 
 @dataclass(frozen=True)
@@ -18,26 +18,26 @@ class OptimiserConfig:
     optimiser: str = "rmsprop"
     """Which optimiser: rmsprop, as in the paper, or adam."""
     learning_rate: float = 6e-4
-    """How large the optimiser's steps are at the start of training."""
+    """The learning rate at the start of training, which scales the optimiser's steps."""
     learning_rate_schedule: str = "linear"
-    """How the learning rate goes on: linear lets it fall to 0 over total_steps, constant keeps it."""
+    """The schedule of the learning rate: linear lets it fall to 0 over total_steps, constant keeps it."""
     alpha: float = 0.99
-    """How slowly RMSProp forgets: the decay of its running mean of squared gradients."""
+    """The decay of RMSProp's running mean of squared gradients; nearer to 1 it averages over more updates."""
     momentum: float = 0.0
-    """How much momentum RMSProp has; 0 means none."""
+    """The momentum of RMSProp; 0 means none."""
     epsilon: float = 0.01
-    """A small constant of RMSProp, outside the square root (torch) or inside it (tf)."""
+    """The constant that RMSProp adds to its denominator, outside the square root (torch) or inside it (tf)."""
     rmsprop_form: str = "torch"
     """Whose RMSProp: PyTorch's (torch), or TensorFlow 1's (tf) as in the paper's code, where the mean square starts at 1
     and epsilon is inside the root."""
     adam_beta1: float = 0.9
-    """How slowly Adam forgets gradients: the decay of their running mean."""
+    """The decay of Adam's running mean of gradients (beta 1)."""
     adam_beta2: float = 0.999
-    """How slowly Adam forgets squared gradients: the decay of their running mean."""
+    """The decay of Adam's running mean of squared gradients (beta 2)."""
     adam_epsilon: float = 1e-5
-    """A small constant of Adam, outside the square root."""
+    """The constant that Adam adds to its denominator, outside the square root."""
     grad_norm_clipping: float = 40.0
-    """Scale a gradient down to this global norm if it is longer; 0 means no clip."""
+    """Scale a gradient down to this global norm if its norm is larger; 0 means no clipping."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -58,30 +58,32 @@ class OptimiserConfig:
 
 
 class Optimiser(Protocol):
-    """What `OPTIMISERS` holds, once it is given its settings."""
+    """An optimiser with its settings: the interface of what `OPTIMISERS` makes."""
 
     def start(self, parameters: torch.Tensor) -> Moments:
-        """The moments before the first step."""
+        """Return the moments before the first step."""
 
     def step(
         self, parameters: torch.Tensor, gradient: torch.Tensor, moments: Moments, learning_rate: float
     ) -> tuple[torch.Tensor, Moments]:
-        """New parameters `[P]` and new moments; the arguments stay as they are."""
+        """Return new parameters `[P]` and new moments; the arguments are unchanged."""
 
 
 class RMSProp:
-    """RMSProp in PyTorch's form or TensorFlow 1's, with momentum as each of them has it."""
+    """RMSProp in PyTorch's form or TensorFlow 1's, each with its own form of momentum."""
 
     def __init__(self, config: OptimiserConfig) -> None:
         self._config, self._tf = config, config.rmsprop_form == "tf"
 
     def start(self, parameters: torch.Tensor) -> Moments:
+        """Return the mean square before the first step, and the momentum if there is any."""
         square = torch.ones_like(parameters) if self._tf else torch.zeros_like(parameters)
         return {"mean_square": square} | ({"momentum": torch.zeros_like(parameters)} if self._config.momentum else {})
 
     def step(
         self, parameters: torch.Tensor, gradient: torch.Tensor, moments: Moments, learning_rate: float
     ) -> tuple[torch.Tensor, Moments]:
+        """Return new parameters and moments after one step of RMSProp."""
         c = self._config
         square = (moments["mean_square"] * c.alpha).addcmul_(gradient, gradient, value=1 - c.alpha)
         if self._tf:  # its momentum holds steps, learning rate included
@@ -104,14 +106,16 @@ class Adam:
         self._config = config
 
     def start(self, parameters: torch.Tensor) -> Moments:
+        """Return zero means, and ones as the powers of both betas."""
         zeros = torch.zeros_like(parameters)
         ones = parameters.new_ones(())
-        # The powers of both betas are moments too: a refused step then does not count.
+        # The powers of both betas are moments too, so that a refused step does not count.
         return {"mean": zeros, "mean_square": zeros.clone(), "power1": ones, "power2": ones.clone()}
 
     def step(
         self, parameters: torch.Tensor, gradient: torch.Tensor, moments: Moments, learning_rate: float
     ) -> tuple[torch.Tensor, Moments]:
+        """Return new parameters and moments after one step of Adam."""
         c = self._config
         mean = moments["mean"].lerp(gradient, 1 - c.adam_beta1)
         square = (moments["mean_square"] * c.adam_beta2).addcmul_(gradient, gradient, value=1 - c.adam_beta2)

@@ -6,6 +6,6 @@ import numpy as np
 
 
 def seed_for(seed: int, stream: str, *indices: int) -> int:
-    """An independent 31-bit seed for each (seed, what for, who): no two actors ever share a stream."""
+    """Return an independent 31-bit seed for each (seed, purpose, indices); no two actors share a stream."""
     entropy = [seed, *stream.encode(), *indices]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)

@@ -1,7 +1,7 @@
 """Running statistics: float32 means and variances that the learner keeps, and that every actor and evaluation sees.
 
-A forward in the learner does not change them. It leaves sums of what it saw; sums may be added over passes, micro-batches and
-ranks; `Learner.apply` merges them once, together with the update that they belong to, and not at all if that is skipped.
+A forward in the learner does not change them but sums what it saw. Sums may be added over passes, micro-batches and ranks;
+`Learner.apply` merges them together with their update, unless that is skipped.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ class RunningStatistics(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor, counted: torch.Tensor | None = None) -> None:
-        """Note what was seen: `[..., size]`. A row that two unrolls share counts in both.
+        """Note what was seen. A row that two unrolls share counts in both.
 
         Args:
+            x: `[..., size]`.
             counted: `[...]` bool, which rows count; None: all.
         """
         seen = x.reshape(-1, self.size).float() - self.mean

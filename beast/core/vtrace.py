@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 
 class VTraceReturns(NamedTuple):
-    """Targets without gradient, in the dtype of `values`."""
+    """V-trace's targets and advantages, without gradient, in the dtype of `values`."""
 
     vs: torch.Tensor
     """`[T, B, ...]`: v_s of equation 1, the targets of the value function."""
@@ -34,14 +34,22 @@ def from_logits(  # noqa: PLR0913
     clip_c_threshold: float | None = 1.0,
     trace_lambda: float = 1.0,
 ) -> VTraceReturns:
-    """V-trace for softmax policies.
+    """Compute V-trace for softmax policies.
+
+    The arguments from `discounts` on are those of `from_importance_weights`.
 
     Args:
-        behaviour_policy_logits: `[T, B, ..., A]`, mu: what the actor drew its action from.
-        target_policy_logits: `[T, B, ..., A]`, pi: what the learner's policy says of the same observations.
+        behaviour_policy_logits: `[T, B, ..., A]`, mu: the logits that the actor sampled its actions from.
+        target_policy_logits: `[T, B, ..., A]`, pi: the learner's logits for the same observations.
         actions: `[T, B, ...]` int64.
-
-    The rest is as in `from_importance_weights`.
+        discounts: `[T, B, ...]`.
+        rewards: `[T, B, ...]`.
+        values: `[T, B, ...]`.
+        bootstrap_value: `[B, ...]`.
+        clip_rho_threshold: rho bar; None does not clip.
+        clip_pg_rho_threshold: clip of the policy gradient's weight; None does not clip.
+        clip_c_threshold: c bar; None does not clip.
+        trace_lambda: factor on the c_i.
 
     Raises:
         ValueError: on a rank mismatch, naming both ranks.
@@ -75,19 +83,19 @@ def from_importance_weights(  # noqa: PLR0913
     clip_c_threshold: float | None = 1.0,
     trace_lambda: float = 1.0,
 ) -> VTraceReturns:
-    """V-trace from log importance weights (the recursion of the paper's remark 1).
+    """Compute V-trace from log importance weights (the recursion of the paper's remark 1).
 
     Args:
-        log_rhos: `[T, B, ...]`, log(pi(a|x) / mu(a|x)). Minus infinity cuts a step out: it is neither corrected
-            nor learned from, and v_s = V(x_s) there.
+        log_rhos: `[T, B, ...]`, log(pi(a|x) / mu(a|x)). Minus infinity excludes a step: it is neither corrected nor learned
+            from, and v_s = V(x_s) there.
         discounts: `[T, B, ...]`, gamma, or 0 where the step ended an episode.
-        rewards: `[T, B, ...]`, of the same steps.
+        rewards: `[T, B, ...]`, rewards of the same steps.
         values: `[T, B, ...]`, V(x_s).
         bootstrap_value: `[B, ...]`, V(x_T).
-        clip_rho_threshold: rho bar, the clip of the weights in the targets; None: no clip.
-        clip_pg_rho_threshold: the clip of the weight in `pg_advantages`; None: no clip.
-        clip_c_threshold: c bar, the clip of the trace-cutting coefficients; None: no clip.
-        trace_lambda: scales the c_i only (remark 2 of the paper).
+        clip_rho_threshold: rho bar, the clip of the weights in the targets; None does not clip.
+        clip_pg_rho_threshold: the clip of the weight in `pg_advantages`; None does not clip.
+        clip_c_threshold: c bar, the clip of the trace-cutting coefficients; None does not clip.
+        trace_lambda: scales only the c_i (remark 2 of the paper).
 
     Raises:
         ValueError: on a rank mismatch, naming both ranks.
@@ -112,14 +120,14 @@ def from_weights(
     rhos: torch.Tensor, cs: torch.Tensor, pg_rhos: torch.Tensor, discounts: torch.Tensor, rewards: torch.Tensor,
     values: torch.Tensor, bootstrap_value: torch.Tensor,
 ) -> VTraceReturns:  # fmt: skip
-    """The recursion with any weights: of the temporal differences, of the traces between them, of the policy gradient.
+    """Compute the recursion for given weights of the temporal differences, of the traces and of the policy gradient.
 
-    All `[T, B, ...]`, but for `bootstrap_value`, `[B, ...]`.
+    All arguments are `[T, B, ...]`, except `bootstrap_value`, which is `[B, ...]`.
     """
     next_values = torch.cat([values[1:], bootstrap_value.unsqueeze(0)])
     deltas = rhos * (rewards + discounts * next_values - values)  # [T, B, ...]
 
-    # v_s - V(x_s) = delta_s + gamma_s c_s (v_{s+1} - V(x_{s+1})), from the end; nothing is left over at T.
+    # v_s - V(x_s) = delta_s + gamma_s c_s (v_{s+1} - V(x_{s+1})), backwards in time; the difference is 0 at T.
     discounted_cs = discounts * cs
     correction = torch.zeros_like(bootstrap_value)
     corrections = []

@@ -31,7 +31,7 @@ def _terminate(number: int, frame: Any) -> None:
 def worker_main(
     name: str, target: Callable[..., None], status: WorkerStatus, arguments: tuple[Any, ...], errors: Any
 ) -> None:
-    """Run a worker: the first function of every child process, which it never returns to.
+    """Run a worker and end the process: the first function of every child.
 
     Args:
         name: of the process, as `top` shows it.

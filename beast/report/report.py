@@ -40,7 +40,7 @@ class Report:
     extra: Mapping[str, float] = field(default_factory=dict)
     """Further columns that the caller reports."""
 
-    def groups(self) -> dict[str, dict[str, float | None]]:
+    def sections(self) -> dict[str, dict[str, float | None]]:
         """Return the numbers for the logs by column, under the names of TensorBoard's sections."""
 
         def fields(*names: str) -> dict[str, float | None]:

@@ -234,7 +234,7 @@ def _shares(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
 
 
 def _row(report: Report) -> dict[str, float | None]:
-    return {name: value for group in report.groups().values() for name, value in group.items()}
+    return {name: value for section in report.sections().values() for name, value in section.items()}
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -316,8 +316,8 @@ class _Events:
             start = SessionLog(status=SessionLog.START)
             events = [Event(file_version="brain.Event:2"), Event(step=self._start_step + 1, session_log=start)]
         values = [
-            Summary.Value(tag=name if "/" in name else f"{group}/{name}", simple_value=value)
-            for group, entries in report.groups().items()
+            Summary.Value(tag=name if "/" in name else f"{section}/{name}", simple_value=value)
+            for section, entries in report.sections().items()
             for name, value in entries.items()
             if value is not None
         ]

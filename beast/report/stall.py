@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+
+from beast.core.distributions import Distribution
 
 CERTAIN = 0.02
 """Policies with less than this part of the largest entropy try nothing else; successful runs stay above it for long."""
@@ -13,6 +16,16 @@ OPEN = 0.5
 """Policies with more than this part are taken to play as at the start."""
 GAMES = 100
 """Games between two looks at a policy that is certain: as many as a report's means are over."""
+
+
+def largest_entropy(distribution: Distribution) -> float | None:
+    """Return the entropy of a policy that takes all choices alike, in nats; None where actions hold numbers.
+
+    The entropy of numbers has no zero that would tell a policy without doubt.
+    """
+    if distribution.log_stds.any():
+        return None
+    return float(distribution.entropy(torch.zeros(distribution.num_params)))
 
 
 class Level(NamedTuple):

@@ -1,1 +1,1 @@
-"""One run's life: its parts, its loop, its checkpoints and its folder."""
+"""The life of a run: its parts, its loop, its checkpoints and its folder."""

@@ -1,7 +1,7 @@
-"""How serial actors come back to where they were: environments cannot be saved, but all that was done to them can.
+"""The action log, from which serial actors return to their state: environments cannot be saved, but actions can be repeated.
 
-A checkpoint holds the actions of all complete unrolls. Environments of the same seeds that are given the same actions are
-in the same state, and each actor's random stream has advanced as far: training then goes on bit for bit.
+A checkpoint holds the actions of all complete unrolls. Environments with the same seeds that are given the same actions
+reach the same state, and each actor's random stream advances as far: training then continues bit for bit.
 """
 
 from __future__ import annotations
@@ -24,33 +24,38 @@ class SerialActors(Protocol):
     """The policy's recurrent state, arrays `[E, ...]`."""
 
     @property
-    def group(self) -> ActorGroup: ...
-    def unroll(self, slots: Array) -> bool: ...
-    def close(self) -> None: ...
+    def group(self) -> ActorGroup:
+        """The actors and their environments."""
+
+    def unroll(self, slots: Array) -> bool:
+        """Fill one slot for each actor with T steps; return False if the run stops meanwhile."""
+
+    def close(self) -> None:
+        """Close the environments."""
 
 
 class ActionLog:
-    """What serial actors have done since their environments were made.
+    """The actions of serial actors since their environments were made.
 
     Args:
-        life: of the environments' seeds.
+        life: number that the environments' seeds were made with.
     """
 
     def __init__(self, life: int) -> None:
         self.life = life
         self._unrolls: list[Array] = []  # actions [E, T] (+ [N]) each
-        self._checks: list[int] = []  # of what the environments said at each unroll's end
-        self._core_state: list[Array] | None = None  # None: the initial one
-        self._metrics: int | None = None  # how many the environments gave when they were checked; None: as many as now
+        self._checks: list[int] = []  # checksums of the environments' rows at the end of each unroll
+        self._core_state: list[Array] | None = None  # None: the initial state
+        self._metrics: int | None = None  # how many metrics the checksums cover; None: all
 
     @property
     def steps(self) -> int:
-        """Of each environment."""
+        """Steps of each environment so far."""
         return sum(unroll.shape[1] for unroll in self._unrolls)
 
     def add(self, actions: Array, actors: SerialActors) -> None:
-        """One more unroll: its actions `[E, T]` (+ `[N]`), and the actors as it left them."""
-        if actions.dtype.kind == "i":  # as long runs have many
+        """Add one unroll: its actions `[E, T]` (+ `[N]`), and the actors after it."""
+        if actions.dtype.kind == "i":  # a small dtype, because long runs have many actions
             actions = actions.astype(np.uint8 if actors.group.num_params <= 256 else np.int32)
         self._unrolls.append(actions.copy())
         self._metrics = actors.group.env.metrics.shape[1]
@@ -58,17 +63,17 @@ class ActionLog:
         self._core_state = [leaf.copy() for leaf in flatten(actors.core_state)]
 
     def fast_forward(self, actors: SerialActors, stopping: Callable[[], bool]) -> bool:
-        """Bring new actors to the same point; False if their environments turn out to be in another state."""
+        """Bring new actors to the same state; return False if their environments reach another one."""
         if self._core_state is not None:
             wanted = [leaf.shape for leaf in flatten(actors.core_state)]
             if len(self._checks) != len(self._unrolls) or [leaf.shape for leaf in self._core_state] != wanted:
-                return False  # of other actors
+                return False  # the actions are of other actors
         for actions, check in zip(self._unrolls, self._checks, strict=False):
             if stopping():
-                return True  # nobody will go on from here
+                return True  # the run is stopping, so the state does not matter
             try:
                 actors.group.fast_forward(actions)
-            except Exception:  # an action that this state does not allow, perhaps; the first time it did not fail
+            except Exception:  # for example an action that is not allowed in this state, which is then another one
                 return False
             if _check(actors.group.env, self._metrics) != check:
                 return False
@@ -78,7 +83,7 @@ class ActionLog:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types only."""
+        """Return the log as tensors and plain types."""
         return {
             "incarnation": self.life,
             "metrics": self._metrics,
@@ -89,6 +94,7 @@ class ActionLog:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ActionLog:
+        """Make the log that `state_dict` returned."""
         log = cls(state["incarnation"])
         log._metrics = state["metrics"]
         log._unrolls = [] if state["actions"] is None else list(state["actions"].numpy())
@@ -99,7 +105,7 @@ class ActionLog:
 
 
 def _check(env: EnvOutput, metrics: int | None) -> int:
-    """A checksum of all that environments said, of their metrics the first ones: later versions may know more."""
+    """Return a checksum of a row, over its first `metrics` metrics (later versions may report more)."""
     check, env = 0, env._replace(metrics=env.metrics[:, :metrics])
     for leaf in flatten(tuple(env)):
         check = zlib.crc32(np.ascontiguousarray(leaf).data, check)

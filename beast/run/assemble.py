@@ -1,4 +1,4 @@
-"""A run's parts, made in order and handed to each other. This is the only place that knows everybody."""
+"""The assembly of a run: all parts are made here in order and passed to each other; no other file knows all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker, Workers
 from beast.report.reports import Reports
-from beast.report.stall import Stall
+from beast.report.stall import Stall, largest_entropy
 from beast.report.timeline import Trace
 from beast.run.action_log import ActionLog
 from beast.run.callbacks import Callbacks, callback_module
@@ -42,20 +42,20 @@ def assemble(
     config: Config, task: Task, folder: Path | None, state: dict[str, Any] | None = None, live: bool | None = None,
     trace: Trace | None = None, ranks: Ranks | None = None, callbacks: Sequence[Any] = (),
 ) -> Trainer:  # fmt: skip
-    """Make everything that a run needs; no process is started, and no environment made.
+    """Make everything that a run needs; no process is started and no environment is made.
 
     Args:
-        config, task: as `resolve_config` made them.
-        folder: of the run; None writes nothing (profile, tests).
-        state: a checkpoint to go on from.
+        config: as `resolve_config` returned it.
+        task: as `resolve_config` returned it.
+        folder: the run's folder; None writes nothing (profile, tests).
+        state: a checkpoint to continue from.
         live: see `Reports`.
-        trace: keeps who did what when.
-        ranks: who learns the same policy; None: this process alone.
-        callbacks: objects of the caller's, beside the module that `--callback` names.
+        trace: keeps a timeline of the run.
+        ranks: all learners of the same policy; None means this process alone.
+        callbacks: objects of the caller, in addition to the module that `--callback` names.
 
     Raises:
-        RuntimeError: if the checkpoint is of another model.
-        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made.
+        ConfigError, ModelError, OSError, MemoryError: if a part cannot be made; RuntimeError: if the checkpoint is unfit.
     """
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
@@ -77,7 +77,7 @@ def assemble(
     learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
     learning.publish()
 
-    board = StatusBoard(len(crew.workers) + 1)  # the last place is the evaluator's
+    board = StatusBoard(len(crew.workers) + 1)  # the last entry is the evaluator's
     run = config.run
     workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
     workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
@@ -103,12 +103,12 @@ def assemble(
 def _listeners(
     config: Config, task: Task, folder: Path | None, start_step: int, live: bool | None, callbacks: Sequence[Any]
 ) -> tuple[Reports, SkippedUpdates, Callbacks]:
-    """Who hears of a run: its reports, the account of skipped updates, the user's callbacks."""
-    largest_entropy = task.model.distribution().largest_entropy
+    """Make what is told about updates: the reports, the account of skipped updates, the user's callbacks."""
+    largest = largest_entropy(task.model.distribution())
     reports = Reports(
         folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
         start_step=start_step, live=live, title=f"{config.environment.env}  {config.learner.model}",
-        stall=Stall(largest_entropy) if largest_entropy else None,
+        stall=Stall(largest) if largest else None,
     )  # fmt: skip
     skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.log)
     named = [callback_module(config.run.callback)] if config.run.callback else []
@@ -116,7 +116,7 @@ def _listeners(
 
 
 def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
-    """A learner with fresh weights, and what computes its gradients; weights are drawn from PyTorch's generator."""
+    """Make a learner with fresh weights, drawn from PyTorch's generator, and what computes its gradients."""
     model = task.model.build()
     masters = master_parameters(model)
     algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
@@ -128,7 +128,7 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
 def _action_log(
     config: Config, state: dict[str, Any] | None, life: int, log: Callable[[str], None], source: Source
 ) -> ActionLog:
-    """What serial actors have done so far; work that nobody took of it goes back to the source."""
+    """Return the log of what serial actors have done; unrolls that were not learned from return to the source."""
     if not state or "past" not in state:
         return ActionLog(life)
     if changed := [name for name in SAME_ACTIONS if config.flat()[name] != state["config"][name]]:
@@ -139,7 +139,7 @@ def _action_log(
 
 
 def _start(crew: Crew, workers: Workers, store: UnrollStore, life: int, evaluator: Evaluator | None) -> None:
-    """Start a crew's processes, each with ports of its own, and the evaluator."""
+    """Start a crew's processes, each with its own ports, and the evaluator."""
     port = 0
     for index, plan in enumerate(crew.workers):
         workers.add(_worker(plan, index, port, store, life))
@@ -149,7 +149,7 @@ def _start(crew: Crew, workers: Workers, store: UnrollStore, life: int, evaluato
 
 
 def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, life: int) -> Worker:
-    """A place for a plan's process: with fresh ports at each of its lives, which are taken back at its death."""
+    """Make a supervised worker from a plan: each life gets fresh ports, which are taken back when it ends."""
     numbers = range(first_port, first_port + len(plan.groups))
 
     def arguments(restarts: int) -> tuple[Any, ...]:

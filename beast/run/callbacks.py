@@ -1,4 +1,4 @@
-"""What a user hangs on to a run: functions that hear of updates, episodes and checkpoints, and may stop it.
+"""Callbacks: the user's functions that are called after updates, episodes and checkpoints, and may stop the run.
 
 A callback is any object with some of these methods, or a module with some of these functions (`--callback my_pkg.my_module`);
 one that returns True ends the run cleanly, as Ctrl-C does:
@@ -41,20 +41,20 @@ class Callbacks:
                 )
         self._by_method = {name: [getattr(c, name) for c in callbacks if hasattr(c, name)] for name in METHODS}
         self.stop = False
-        """Whether one of them asked for the end of the run."""
+        """Whether a callback asked to end the run."""
 
     def after_update(self, step: int, updates: int, metrics: dict[str, torch.Tensor]) -> None:
-        """An update was made. Metrics are only brought from their device if somebody wants them."""
+        """Call the callbacks for an update. Metrics are copied from their device only if a callback takes them."""
         if self._by_method["after_update"]:
             self._call("after_update", step, updates, {name: float(value) for name, value in metrics.items()})
 
     def after_episodes(self, step: int, episodes: list[Episode]) -> None:
-        """Full games ended."""
+        """Call the callbacks for full games that ended."""
         for episode in episodes if self._by_method["after_episode"] else ():
             self._call("after_episode", step, episode)
 
     def after_checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint was written."""
+        """Call the callbacks for a checkpoint that was written."""
         self._call("after_checkpoint", step, path)
 
     def _call(self, method: str, *arguments: Any) -> None:
@@ -64,7 +64,7 @@ class Callbacks:
 
 
 def callback_module(name: str) -> Any:
-    """The module that `--callback` names.
+    """Import the module that `--callback` names.
 
     Raises:
         ConfigError: if there is none.

@@ -31,20 +31,20 @@ _TEMPORARY = r"\.(step_\d+\.pt|update_\d+\.pt|latest\.pt|config\.json|logs\.csv)
 
 
 def folder_of(run: Path) -> Path:
-    """Where a run's checkpoints are."""
+    """Return the folder of a run's checkpoints."""
     return run / "checkpoints"
 
 
 def run_of(path: Path) -> Path:
-    """The run folder of a checkpoint file."""
+    """Return the run folder of a checkpoint file."""
     return path.parent.parent
 
 
 def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
-    """Write a checkpoint and point `latest.pt` to it; remove all but the `keep` newest (0: none).
+    """Write a checkpoint, point `latest.pt` to it, and remove all but the `keep` newest (0 removes none).
 
     Raises:
-        OSError: if it cannot be written; the ones before it are untouched.
+        OSError: if it cannot be written; earlier checkpoints are unchanged.
     """
     folder = folder_of(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
 
 
 def _remove_left_behind(run: Path) -> None:
-    """What writers that were killed have left: temporary files of a name of ours that nobody holds any more."""
+    """Remove temporary files that killed writers have left: those that no process has locked."""
     for file in [*run.glob(".*"), *run.glob("*/.*")]:
         if not re.fullmatch(_TEMPORARY, file.name):
             continue
@@ -83,7 +83,7 @@ def _remove_left_behind(run: Path) -> None:
 
 
 def _number(file: Path) -> int:
-    """Of a checkpoint in the order in which they were written; 0: from before there were numbers; -1: damaged."""
+    """Return a checkpoint's number in the order of writing; 0 if it is older than numbers, -1 if it is damaged."""
     try:
         with zipfile.ZipFile(file) as records:
             return int(records.read(NUMBER_RECORD)) if NUMBER_RECORD in records.namelist() else 0
@@ -92,22 +92,22 @@ def _number(file: Path) -> int:
 
 
 def saved(run: Path) -> list[Path]:
-    """All checkpoints of a run, by step."""
+    """Return all checkpoints of a run, by step."""
     found = folder_of(run).glob("step_*.pt")
     return sorted(p for p in found if re.fullmatch(r"step_\d+\.pt", p.name) and p.is_file())
 
 
 def newest_first(run: Path) -> list[Path]:
-    """All checkpoints of a run, by the number that was written with each: no clock is asked, and steps may go back.
+    """Return all checkpoints of a run by the number written in each, because clocks and steps may go back.
 
-    Damaged ones come first: whoever takes the newest then hears of them. Those of before there were numbers are the oldest.
+    Damaged ones come first, so that a reader of the newest reports them. Those without a number count as the oldest.
     """
     numbers = {file: _number(file) for file in saved(run)}
 
     def place(file: Path) -> tuple[bool, int, int, str]:
         with suppress(OSError):
             return numbers[file] < 0, numbers[file], file.stat().st_mtime_ns if numbers[file] < 1 else 0, file.name
-        return False, 0, 0, file.name  # gone meanwhile
+        return False, 0, 0, file.name  # removed meanwhile
 
     return sorted(numbers, key=place, reverse=True)
 
@@ -116,9 +116,9 @@ def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint file.
 
     Raises:
-        CheckpointError: if it is damaged, or no checkpoint, or holds what no checkpoint holds.
+        CheckpointError: if it is damaged, is not a checkpoint, or has contents that no checkpoint has.
     """
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe might never end
         raise CheckpointError(f"no checkpoint {path}")
     try:
         data = io.BytesIO(path.read_bytes())
@@ -150,7 +150,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of the first format (before formats had numbers) as this program writes them."""
+    """Convert a checkpoint of the first format (without a number) to the present one."""
     learner = dict(state["learner"])
     names = {"square_avg": "mean_square", "mean_square": "mean_square", "momentum_buffer": "momentum"}
     moments = dict(learner["optimiser"]["state"].get(0, {}))  # none before the first update

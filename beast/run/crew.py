@@ -1,7 +1,7 @@
-"""What a beast is to the rest: a module with two functions, found by the name that `--trainer` gives.
+"""The interface of a trainer: a module with two functions, found by the name in `--trainer`.
 
-crew(task, config, spec, weights) -> Crew        who fills the unroll store, as plans: nothing is started here
-acting_device(device) -> torch.device            where its actors' forwards run, if the learner is on `device`
+crew(task, config, spec, weights) -> Crew        plans who fills the unroll store; starts nothing
+acting_device(device) -> torch.device            device of the actors' forwards, if the learner is on `device`
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from beast.store.unrolls import UnrollWriter, WorkerPort
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """A process to be: `assemble` opens its ports to the store at each of its lives."""
+    """A process to start: `assemble` opens its ports to the store for each of its lives."""
 
     name: str
     target: Callable[..., None]
     """Called as `target(status, *arguments)`; importable by name."""
     arguments: Callable[[list[WorkerPort], int], tuple[Any, ...]]
-    """From its ports and the number of its life to the target's arguments; they must pickle."""
+    """Maps its ports and the number of its life to the target's arguments, which must pickle."""
     groups: tuple[int, ...] = ()
-    """For each of its ports to the store, how many unrolls it writes at a time."""
+    """Number of unrolls that it writes at a time, for each of its ports to the store."""
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Who fills the store: processes, or all actors in this process (serial mode), and threads beside the learner."""
+    """What fills the store: processes, or all actors in this process (serial mode), and threads beside the learner."""
 
     workers: list[WorkerPlan] = field(default_factory=list)
     serial: Callable[[UnrollWriter, int, LocalStatus], SerialActors] | None = None
-    """From where they write, the number of their life and what they report to, to all actors."""
+    """Makes all actors from their writer, the number of their life and what they report to (serial mode only)."""
     threads: dict[str, Callable[[LocalStatus], None]] = field(default_factory=dict)
-    """By name; each ends soon when its argument is `stopping`."""
+    """Threads by name; each ends soon after its argument is `stopping`."""
     source: Callable[[Source], Source] = lambda own: own
-    """From the store's source to the one that the learner asks."""
+    """Maps the store's source to the one that the learner asks."""
     counts: Callable[[], dict[str, Any]] = dict
-    """Counts that the beast keeps of its own, for profile."""
+    """Returns the trainer's own counts, for profile."""
     summarise: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, after: {}
-    """What happened between two such counts."""
+    """Summarises what happened between two such counts."""
     notes: tuple[str, ...] = ()
-    """Lines to tell the user at the start."""
+    """Lines to print at the start."""
 
 
 def beast_module(trainer: str) -> Any:
-    """The module of a beast: a folder's `train.py`, or the user's own `my_package.my_beast`.
+    """Import the module of a trainer: a folder's `train.py`, or the user's own `my_package.my_beast`.
 
     Raises:
         ConfigError: if there is none, or it defines no crew.

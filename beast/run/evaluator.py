@@ -1,4 +1,4 @@
-"""Evaluation beside training, in a process of its own."""
+"""Evaluation beside training, in a separate process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from beast.store.weights import Weights
 
 
 class Evaluator:
-    """Evaluation beside training: every so many steps, in a process of its own, with the newest weights."""
+    """The evaluation of the newest weights at intervals of steps, in a separate process."""
 
     def __init__(self, task: Task, config: Config, weights: Weights, step: int) -> None:
         self._task, self._config, self._weights = task, config, weights
@@ -31,7 +31,7 @@ class Evaluator:
         self._answers: Any = None
 
     def start(self, workers: Workers, index: int) -> None:
-        """Start its process."""
+        """Start its process, at this index of the status board."""
 
         def make_arguments(restarts: int) -> tuple[Any, ...]:
             inbox, self._requests = multiprocessing.Pipe(duplex=False)
@@ -42,16 +42,17 @@ class Evaluator:
         workers.add(Worker("evaluator", index, _evaluator, make_arguments, lambda: "its evaluation is lost"))
 
     def due(self, step: int) -> bool:
+        """Return whether an evaluation is due at this step."""
         return step >= self._next
 
     def request(self, step: int) -> None:
-        """Ask for an evaluation of the weights as they are now."""
+        """Request an evaluation of the current weights."""
         self._next = (step // self._every + 1) * self._every
         with suppress(OSError):
             self._requests.send(step)
 
     def results(self) -> dict[str, float]:
-        """The newest answer since the last call, if any."""
+        """Return the newest result since the last call, or an empty dict."""
         found: dict[str, float] = {}
         with suppress(OSError, EOFError):
             while self._answers is not None and self._answers.poll():
@@ -82,5 +83,5 @@ def _evaluator(
 
         returns, _ = play(task, agent, episodes, seed_now, alive)
         if alive():
-            # So short that it is in the pipe as a whole or not at all: an evaluator stopped in it would hold its reader.
+            # Short enough to be written to the pipe at once: a partial message would block its reader.
             outbox.send((step, float(np.mean(returns))))

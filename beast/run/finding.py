@@ -1,4 +1,4 @@
-"""From what a user types to a checkpoint: a file, a run folder, a run's name, `latest`."""
+"""From what a user types (a file, a run folder, a run's name, `latest`) to a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from beast.run.checkpoint import LATEST, folder_of, load, newest_first, run_of
 
 
 def load_newest(name: str, savedir: str, log: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """Find what a user types (see `find`) and read it; of a run, the newest checkpoint that is not damaged.
+    """Find what a user types (see `find`) and read it; of a run, read the newest checkpoint that is not damaged.
 
     Args:
-        log: takes one line for each that is passed over.
+        name: as typed.
+        savedir: the folder that holds the run folders.
+        log: takes a line for each damaged checkpoint that is skipped.
 
     Returns:
-        The file, and what is in it.
+        The file and its content.
 
     Raises:
         CheckpointError: if there is none, or the file itself was named and is damaged.
@@ -42,7 +44,7 @@ def load_newest(name: str, savedir: str, log: Callable[[str], None]) -> tuple[Pa
 
 
 def find(name: str, savedir: str) -> Path:
-    """The newest checkpoint of what a user types: a file, a run folder, a run's name in savedir, or `latest`.
+    """Return the newest checkpoint of what a user types: a file, a run folder, a run's name in savedir, or `latest`.
 
     Raises:
         CheckpointError: if there is none there.
@@ -51,7 +53,7 @@ def find(name: str, savedir: str) -> Path:
         return Path(name)
     run = find_run(name, savedir)
     latest = folder_of(run) / LATEST
-    if latest.is_file():  # it may be a link to anything
+    if latest.is_file():  # the link may point to anything
         return latest
     if files := newest_first(run):
         return files[0]
@@ -59,7 +61,7 @@ def find(name: str, savedir: str) -> Path:
 
 
 def find_run(name: str, savedir: str) -> Path:
-    """A run folder from its path, its name in savedir, or one of its checkpoint files.
+    """Return a run folder from its path, its name in savedir, or one of its checkpoint files.
 
     Raises:
         CheckpointError: if there is none.

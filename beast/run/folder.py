@@ -1,4 +1,4 @@
-"""The folder of a run: its name, what is written at its start, and how a run is taken up again."""
+"""The folder of a run: its name, what is written at the start, and how a run is resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from beast.settings.config import Config, RunConfig, is_name
 
 _LOCK = ".lock"
 
-# Another value of one of these is another network, task or optimiser: no checkpoint can follow.
+# Another value of one of these means another network, task or optimiser, which no checkpoint fits.
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
     "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm",
@@ -52,7 +52,7 @@ def make(config: Config) -> Path:
 
 
 def begin(folder: Path, config: Config) -> None:
-    """Write a new run's `config.json`. With `--resume auto` what a run left that had no checkpoint yet is put aside.
+    """Write a new run's `config.json`. With `--resume auto`, files of a run without a checkpoint are moved aside.
 
     Raises:
         ConfigError: if another run is in the folder already, or it cannot be written.
@@ -65,18 +65,20 @@ def begin(folder: Path, config: Config) -> None:
         if (folder / "config.json").exists():
             aside = _make_new(folder / "before")
             files = [file for file in folder.iterdir() if file.is_file() and file.name != _LOCK]
-            for file in sorted(files, key=lambda file: file.name == "config.json"):  # last: it says that all must go
+            for file in sorted(
+                files, key=lambda file: file.name == "config.json"
+            ):  # config.json last: while it is there, the others are moved again
                 os.replace(file, aside / file.name)
         write_config(folder, config)
 
 
 def undo(folder: Path) -> None:
-    """Take back what `make` and `begin` made, for a run that could not start; the folder stays if there is more in it."""
+    """Remove what `make` and `begin` made, for a run that could not start; the folder stays if it holds more."""
     with suppress(OSError):
         (folder / "config.json").unlink()
         (folder / _LOCK).unlink()
         folder.rmdir()
-        folder.parent.rmdir()  # if nothing else is in it
+        folder.parent.rmdir()  # only if it is empty
 
 
 @contextmanager
@@ -89,16 +91,17 @@ def _writing_to(folder: Path, advice: str = "") -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other run out of a folder; the kernel lets go of it however this process ends.
+    """Keep other runs out of a folder; the kernel releases the lock however this process ends.
 
-    By a record lock: no child inherits it, and the kernel can say who has it. A file system without locks goes without.
+    It is a record lock: children do not inherit it, and the kernel knows the holder. On a file system without locks there
+    is none.
 
     Raises:
-        ConfigError: if another live run has it, or it holds pipes, devices or sockets, which no run makes.
+        ConfigError: if another live run holds it, or the folder holds pipes, devices or sockets, which no run makes.
     """
     with _writing_to(folder):
         for path in [*folder.iterdir(), *checkpoint.folder_of(folder).glob("*")]:
-            if path.exists() and not path.is_file() and not path.is_dir():  # opening one might wait for ever
+            if path.exists() and not path.is_file() and not path.is_dir():  # opening one might wait forever
                 raise ConfigError(f"{path} is neither a file nor a folder: remove it")
         file = open(folder / _LOCK, "ab")  # noqa: SIM115
     with file:
@@ -113,10 +116,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _holder(file: IO[bytes]) -> str:
-    """Who has locked it, where the kernel's answer can be read."""
+    """Return a description of the process that locked the file, where the kernel's answer can be read."""
     if sys.platform != "linux":
         return ""
-    layout = "hhqqi"  # of struct flock: type, whence, start, length, process
+    layout = "hhqqi"  # struct flock: type, whence, start, length, process
     with suppress(OSError):
         asked = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         pid = struct.unpack(layout, asked)[-1]
@@ -125,7 +128,7 @@ def _holder(file: IO[bytes]) -> str:
 
 
 def _make_new(folder: Path) -> Path:
-    """This folder, or one with a number behind its name if another run of the same second has it."""
+    """Make this folder, or one with a number after its name if another run of the same second has it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(2):
         try:
@@ -137,7 +140,7 @@ def _make_new(folder: Path) -> Path:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Everything needed to repeat the run; nothing of the environment's variables."""
+    """Write everything needed to repeat the run; no environment variables."""
     write_json(
         folder / "config.json",
         {"flags": config.flat() | {"resume": None}, **_circumstances()},
@@ -155,7 +158,7 @@ def _circumstances() -> dict[str, Any]:
 
 
 def record_resume(folder: Path, config: Config, step: int) -> None:
-    """Note in `config.json` that a run goes on from a step, with which flags and where.
+    """Note in `config.json` that a run is resumed: from which step, with which flags, on which machine.
 
     Raises:
         CheckpointError: if `config.json` is damaged.
@@ -176,9 +179,9 @@ def record_resume(folder: Path, config: Config, step: int) -> None:
 
 
 def run_to_resume(given: dict[str, Any]) -> Path | None:
-    """The folder of the run that `--resume` names; None: a new run is to be made.
+    """Return the folder of the run that `--resume` names, or None if a new run is to be made.
 
-    `auto` names `--xpid`'s run if it has a checkpoint.
+    `auto` means the run that `--xpid` names, if it has a checkpoint.
 
     Raises:
         CheckpointError: if there is no such run.
@@ -196,7 +199,7 @@ def run_to_resume(given: dict[str, Any]) -> Path | None:
 
 
 def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The flags that a run's checkpoint was made with, but for those given now.
+    """Return the flags of a run's checkpoint, replaced by those given now.
 
     Raises:
         ConfigError: if one given now belongs to another network, task, optimiser or run.
@@ -207,14 +210,14 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
         if name in given and given[name] != flags.get(name):
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
     if not is_name(flags.get("xpid")):
-        flags = flags | {"xpid": None}  # of a version that allowed it; the folder has its name already
+        flags = flags | {"xpid": None}  # from a version that allowed such names; the folder has it already
     return flags | given
 
 
 def point_latest_to(folder: Path) -> None:
-    """In its savedir, now that it runs; where links cannot be made there is none."""
+    """Point `latest` in its savedir to the run; where links cannot be made there is none."""
     latest, temporary = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
-    for left in folder.parent.glob(".latest.*"):  # by a run that was killed just then
+    for left in folder.parent.glob(".latest.*"):  # left by a run that was killed meanwhile
         with suppress(OSError, ValueError):
             if not psutil.pid_exists(int(left.name.rpartition(".")[2])):
                 left.unlink()
@@ -236,7 +239,7 @@ def _version(package: str) -> str:
 
 
 def git_commit() -> str:
-    """Of the source tree; what is installed may lie in somebody else's."""
+    """Return the commit of the source tree; an installed package may lie in another repository."""
     if not paths.IN_SOURCE_TREE:
         return "unknown"
     try:

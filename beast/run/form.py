@@ -1,4 +1,4 @@
-"""What is inside a checkpoint, as a form that a file can be held against: it may be whole, and still not what we wrote."""
+"""The form of a checkpoint's content: a file may be undamaged and still not what this program writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Finite, and with room for sums."""
+    """Return whether it is a finite number small enough for sums."""
     return type(value) in (int, float) and abs(value) < 1e100
 
 
@@ -23,7 +23,7 @@ def _is_dense(value: Any) -> bool:
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not (value.is_complex() or value.is_quantized or value.is_nested)
-        and value.nbytes <= value.untyped_storage().nbytes()  # else it is larger than what was read
+        and value.nbytes <= value.untyped_storage().nbytes()  # otherwise it claims more than was read
     )
 
 
@@ -47,7 +47,7 @@ Form = Callable[[Any], bool]
 
 
 def _each(form: Form) -> Form:
-    """Lists and tuples of it."""
+    """Return the form of lists and tuples of this form."""
     return lambda value: isinstance(value, list | tuple) and all(map(form, value))
 
 
@@ -57,14 +57,14 @@ def _is_level(value: Any) -> bool:
 
 
 def _named(form: Form) -> Form:
-    """Dictionaries from names to it."""
+    """Return the form of dictionaries from names to this form."""
     return lambda value: (
         isinstance(value, dict) and all(isinstance(name, str) for name in value) and all(map(form, value.values()))
     )
 
 
 def _is_plain(value: Any, depth: int = 20, tensors: bool = False) -> bool:
-    """As JSON would have it (or with tensors too), nested so deep at most."""
+    """Return whether a value is as in JSON (or with tensors), with limited nesting."""
     if isinstance(value, list | tuple | dict):
         inner = value.values() if isinstance(value, dict) else value
         return depth > 0 and all(_is_plain(part, depth - 1, tensors) for part in inner)
@@ -72,7 +72,7 @@ def _is_plain(value: Any, depth: int = 20, tensors: bool = False) -> bool:
 
 
 def _is_tree(value: Any) -> bool:
-    """Plain, with tensors in it."""
+    """Return whether a value is plain data with tensors."""
     return _is_plain(value, tensors=True)
 
 
@@ -112,7 +112,7 @@ FORM: dict[str, Any] = {
 
 
 def misfit(value: Any, form: Any = FORM, name: str = "") -> str | None:
-    """The name of the first part that is missing or not as it must be (`learner.steps`); None if all is well."""
+    """Return the name of the first part that is missing or wrong (`learner.steps`); None if all parts fit."""
     if not isinstance(form, dict):
         return None if form(value) else name
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""From work to published weights: the same few lines for every source, algorithm and beast."""
+"""From work to published weights: the same few lines for every source, algorithm and trainer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ BEHIND = 10  # units; then it is the learner that limits the speed, and it gets 
 
 
 class Learning:
-    """One learner, and all that a unit of work touches.
+    """One learner and all that a unit of work needs.
 
     Args:
-        source: of work.
-        gradients, learner: what turns it into weights.
+        source: where units of work come from.
+        gradients: turns a batch into gradients.
+        learner: turns gradients into weights.
         weights: where they are published.
-        reporter: who hears of it.
-        ranks: who learns the same policy.
-        clock: this process's time by stage: STAGES, and what actors do where they are in it.
+        reporter: is told of each unit.
+        ranks: all learners of the same policy.
+        clock: this process's seconds by stage: STAGES, and those of actors that run in this process.
     """
 
     def __init__(
@@ -41,14 +42,14 @@ class Learning:
         """Held from a unit's first gradient until it is published: who takes it sees the learner between two units."""
 
     def once(self, timeout: float, over: Callable[[], bool]) -> bool:
-        """Wait for a unit of work, learn from it, publish. Several threads may call this: one prepares while another learns.
+        """Wait for a unit of work, learn from it and publish. Several threads may call this: one prepares while another learns.
 
         Args:
-            timeout: seconds to wait.
-            over: asked before anything is changed; True: leave it.
+            timeout: seconds to wait for a unit.
+            over: asked before anything is changed; True leaves the unit.
 
         Returns:
-            False if no unit came in time, or it is over.
+            False if no unit came in time, or `over` returned True.
 
         Raises:
             FloatingPointError: if weights became infinite or NaN, or too many updates in a row were skipped.
@@ -80,7 +81,7 @@ class Learning:
         return self.gradients.of(staged)
 
     def publish(self) -> None:
-        """Let everyone act with the newest weights.
+        """Publish the newest weights to all readers.
 
         Raises:
             FloatingPointError: if they are not finite.
@@ -91,14 +92,15 @@ class Learning:
         )
 
     def serve(self, compute_threads: int, over: Callable[[], bool]) -> None:
-        """The body of a learner thread: unit after unit.
+        """Learn from one unit after the other: the body of a learner thread.
 
         Args:
-            compute_threads: that PyTorch takes for it; on a CPU twice as many once a further unit has been waiting again
-                and again, because then actors only wait meanwhile.
+            compute_threads: threads with which PyTorch computes; on a CPU they are doubled once a further unit has been waiting
+                several times in a row, because actors only wait then.
+            over: returns whether to end.
         """
         use_compute_threads(compute_threads)
-        behind = 0  # units in a row after which another waited already
+        behind = 0  # successive units after which another one was waiting
         while not over():
             if not self.once(0.2, over):
                 continue

@@ -1,4 +1,4 @@
-"""What a run will need at least, asked before anything is made: Linux promises more than it has, and kills somebody later."""
+"""What a run needs at least, checked before anything is made: Linux promises more memory than it has and kills later."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ _FLAGS = ("num_actors", "num_actor_processes", "unroll_length", "batch_size", "n
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes; a lower bound: models, their activations and most environments are not in it."""
+    """Bytes that a run needs; a lower bound, without models, their activations and most environments."""
 
     store: int
     batch: int
-    """As it leaves the store, and its observations as the model reads them."""
+    """A batch as it leaves the store, and its observations as the model reads them."""
     workers: int
 
     @property
     def total(self) -> int:
+        """Bytes of all parts together."""
         return self.store + self.batch + self.workers
 
 
 def needed(config: Config, task: Task) -> Need:
-    """What a run of these settings needs at least."""
+    """Return what a run with these settings needs at least."""
     batch, steps = config.learner.batch_size, config.actors.unroll_length
     slots = task.unroll.slots
     values = sum(math.prod(spec.shape) for spec in flatten(task.observation)) * (steps + 1) * batch
@@ -52,10 +53,10 @@ def needed(config: Config, task: Task) -> Need:
 
 
 def check_memory(config: Config, task: Task) -> None:
-    """Before anything is made.
+    """Check the memory before anything is made.
 
     Raises:
-        ConfigError: if the machine, or what this process is confined to, has less, naming the flags that did it.
+        ConfigError: if the machine or this process's container has less; the message names the flags to change.
     """
     need, free = needed(config, task), free_memory()
     if need.total <= free:
@@ -73,14 +74,14 @@ def check_memory(config: Config, task: Task) -> None:
 
 
 def _blamed(config: Config, task: Task, free: int) -> list[str]:
-    """The flag without which it would fit; if there is no such one, all that are above their defaults."""
+    """Return the flag without which it would fit; if there is none, all flags that exceed their defaults."""
     values = config.flat()
     defaults = {f.name: f.default for group in (ActorsConfig, LearnerConfig) for f in dataclasses.fields(group)}
     usual = defaults | PRESETS[config.run.preset]
     raised = [name for name in _FLAGS if values[name] is not None and values[name] > (usual[name] or 0)]
     alone = []
     for name in raised:
-        with suppress(ConfigError):  # a smaller one that does not go with the others
+        with suppress(ConfigError):  # the smaller value does not fit the other settings
             if needed(config.replace(**{name: usual[name]}), task).total <= free:
                 alone.append(name)
     return alone or raised

@@ -1,4 +1,4 @@
-"""What became of each unit of work: reported, or among the skipped ones."""
+"""What becomes of each unit of work: its updates are reported or counted as skipped."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class _Unit(NamedTuple):
 
 
 class Reporter:
-    """Hears of every unit, and says so.
+    """The receiver of every unit that was learned from.
 
     Args:
-        reports: of the run.
-        skipped: the account of updates that were not made.
-        callbacks: the user's.
-        late: whether a unit is looked at only when the next one has been made: then nobody waits for a GPU.
+        reports: the run's reports.
+        skipped: the account of skipped updates.
+        callbacks: the user's callbacks.
+        late: whether a unit is examined only after the next one was made, so that nothing waits for a GPU.
     """
 
     def __init__(self, reports: Reports, skipped: SkippedUpdates, callbacks: Callbacks, late: bool) -> None:
@@ -35,15 +35,16 @@ class Reporter:
         self._pending: _Unit | None = None
 
     def add(self, step: int, work: Work, lags: torch.Tensor, updates: list[Update]) -> None:
-        """Take in a unit.
+        """Take a unit in.
 
         Args:
-            step: agent steps learned from so far, this unit's included.
-            lags: how many updates old the policy was that acted, for each step.
+            step: agent steps learned from so far, including this unit's.
+            work: the unit.
+            lags: how many updates old the policy that acted was, for each step.
             updates: one for each pass.
 
         Raises:
-            FloatingPointError: if one update too many in a row was skipped.
+            FloatingPointError: if too many updates in a row were skipped.
         """
         self._reports.add_episodes(work.episodes)
         self._callbacks.after_episodes(step, work.episodes)
@@ -53,7 +54,7 @@ class Reporter:
         self._admit(unit)
 
     def flush(self) -> None:
-        """Take in the unit that is still waited for.
+        """Examine the unit that is still pending.
 
         Raises:
             FloatingPointError: as `add` does.
@@ -70,4 +71,4 @@ class Reporter:
                 metrics = {name: value for name, value in update.metrics.items() if name != "finite"}
                 self._reports.add_update(metrics, lags)
                 self._callbacks.after_update(step, update.number, metrics)
-            lags = lags[:0]  # of a unit's passes the first one alone has any
+            lags = lags[:0]  # only the first pass of a unit has lags

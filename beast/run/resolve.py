@@ -1,4 +1,4 @@
-"""From flags to a Config and a Task: the environment is looked at once, and settles what depends on its spaces."""
+"""From flags to a Config and a Task: one look at the environment settles what depends on its spaces."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from beast.settings.presets import PRESETS, WIDEST
 
 
 def resolve_config(values: dict[str, Any], complete: bool = False) -> tuple[Config, Task]:
-    """Make an environment and reset it, choose preset and model by its spaces, and check everything that can be checked.
+    """Make and reset an environment, choose preset and model by its spaces, and check all settings.
 
     Args:
-        values: flags as given; the rest is the preset's, or default.
-        complete: of a run that was begun: what it does not hold was added since, and is as it was without; no preset counts.
+        values: flags as given; the others take the preset's values or their defaults.
+        complete: True for the settings of an existing run: no preset applies, and a setting that is not among them was added
+            to the program later and takes its default.
 
     Raises:
-        ConfigError, EnvError, ModelError: one line each.
+        ConfigError, EnvError, ModelError: each with a message of one line.
     """
-    # Checks what was typed before anything is started; how many buffers are needed is for the preset to say.
+    # Checks what was typed before anything is started; the number of buffers depends on the preset.
     asked = Config.from_flat(WIDEST | values | {"num_buffers": None})
     with nothing_left_behind():
         return _look(asked, values, complete)
@@ -57,9 +58,9 @@ def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config
         model = ModelChoice(
             learner.model or "", learner.use_lstm, space, group.action_space, settings, learner.normalise_observations
         )
-        built = model.build()  # a model that does not fit shows here, before a run folder is made
+        built = model.build()  # a model that does not fit raises here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
-            group.reset()  # so does an environment that breaks its contract
+            group.reset()  # an environment that breaks its contract raises here too
         if group.says_mask and ACTION_MASK not in group.columns:
             group.columns[ACTION_MASK] = ArraySpec((model.distribution().mask_size,), np.dtype(bool))
         if getattr(config.loss, "scale_rewards", False):
@@ -89,7 +90,7 @@ def _usual(preset: str, values: dict[str, Any], space: gymnasium.Space[Any]) -> 
     """Return a preset's settings, but for those that the algorithm, model or observations asked for have no use for."""
     usual = PRESETS[preset]
     algorithm = values.get("algorithm") or usual.get("algorithm") or LearnerConfig.algorithm
-    groups = Config.groups(algorithm, values.get("model") or usual.get("model") or _model_for(space))
+    groups = Config.sections(algorithm, values.get("model") or usual.get("model") or _model_for(space))
     known = {field.name for group in groups.values() for field in dataclasses.fields(group)}
     if not has_vectors(space):
         known.discard("normalise_observations")
@@ -103,23 +104,25 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any]) -> str:
 
 
 def _model_for(space: gymnasium.Space[Any]) -> str:
-    """What fits a space: convolutions for pictures, the mixed network where there are small ones, several parts or text."""
+    """Return the model that fits a space: convolutions for pictures, multi_input for small pictures, several parts or text."""
     if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         if isinstance(space, Words | Codes):
             return "multi_input"
         if _sides(space) >= 36:
             return "atari_shallow"
-        # A small [H, W] may be any matrix; a third axis makes a picture, or planes, of it.
+        # A small [H, W] may be any matrix; with a third axis it is a picture or planes.
         return "multi_input" if _sides(space) >= 5 and len(space.shape or ()) > 2 else "mlp"
     parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
     return "mlp" if all(_model_for(part) == "mlp" and _sides(part) < 5 for part in parts) else "multi_input"
 
 
 def _sides(space: gymnasium.Space[Any]) -> int:
-    """The shorter side of a picture `[H, W]`, `[H, W, C]`, `[C, H, W]` or a stack of them; 0 for anything else."""
+    """Return the shorter side of a picture `[H, W]`, `[H, W, C]`, `[C, H, W]` or a stack of them; 0 for anything else."""
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3, 4):
         return 0
-    sides = space.shape if len(space.shape) == 2 else sorted(space.shape[-3:])[1:]  # the smallest is the colours
+    sides = (
+        space.shape if len(space.shape) == 2 else sorted(space.shape[-3:])[1:]
+    )  # the smallest axis holds the colours
     return min(sides)
 
 
@@ -140,17 +143,17 @@ def _device(name: str) -> torch.device:
 
 
 def compute_dtype(precision: str, model: ModelChoice, device: torch.device, acting: torch.device) -> torch.dtype:
-    """What models compute in, for a learner and actors on these devices.
+    """Return the dtype in which models compute, for a learner and actors on these devices.
 
     Raises:
-        ConfigError: if the model is not made for what is asked for.
+        ConfigError: if the model does not support the requested precision.
     """
     able = getattr(model.module(), "supports_bfloat16", False)
     if precision == "bfloat16":
         if not able:
             raise ConfigError(f"--precision bfloat16: --model {model.model} does not support it (supports_bfloat16)")
         return torch.bfloat16
-    # Actors must agree with the learner on the format, and may compute on the CPU, whatever the learner does.
+    # Actors use the learner's dtype and may compute on the CPU, wherever the learner is.
     on_cpu = "cpu" in (device.type, acting.type)
     fast = able and (not on_cpu or has_fast_bfloat16()) and (device.type == "cpu" or torch.cuda.is_bf16_supported())
     return torch.bfloat16 if precision == "auto" and fast else torch.float32

@@ -1,4 +1,4 @@
-"""What a run's checkpoints hold, and how a run takes one up again."""
+"""What a run's checkpoints hold, and how a run continues from one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from beast.settings.config import Config
 
 @dataclass(eq=False)
 class Checkpoints:
-    """The checkpoints of a run: all that goes on in a resumed one, of the parts that it is made of."""
+    """The checkpoints of a run: the state of all its parts that a resumed run continues with."""
 
     config: Config
     task: Task
     folder: Path | None
-    """Of the run; None writes nothing."""
+    """The run's folder; None writes nothing."""
     learning: Learning
     reports: Reports
     workers: Workers
@@ -35,18 +35,18 @@ class Checkpoints:
     callbacks: Callbacks
     serial: Serial | None
     resumes: int
-    """How often the run was gone on with."""
+    """How often the run was resumed."""
     torch_rng: torch.Tensor | None = None
-    """State of PyTorch's generator that the run goes on from, until it is set; None: the generator is as it should be."""
+    """State of PyTorch's generator to continue from, until it is set; None leaves the generator as it is."""
 
     def go_on_from(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint with reports and counts; the generator waits for `set_generator`."""
+        """Restore reports and counts from a checkpoint; the generator's state is kept for `set_generator`."""
         self.reports.load_state_dict(state["reports"])
         self.workers.restarts, self.skipped.count = state["restarts"], state["skipped_updates"]
         self.torch_rng = state["torch_rng"]
 
     def set_generator(self) -> None:
-        """Set PyTorch's generator, once all models are made, which draw from it."""
+        """Set PyTorch's generator. Call it after all models are made, because they draw from it."""
         if self.torch_rng is not None:
             torch.set_rng_state(self.torch_rng)
             self.torch_rng = None
@@ -55,8 +55,8 @@ class Checkpoints:
         """Write a checkpoint, if this run keeps any.
 
         Raises:
-            OSError: if it cannot be written; the one before it is kept.
-            FloatingPointError: if the weights are of no use.
+            OSError: if it cannot be written; the last one is kept.
+            FloatingPointError: if the weights are not finite.
         """
         if self.folder is None or self.config.run.disable_checkpoint:
             return None

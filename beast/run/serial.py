@@ -1,4 +1,4 @@
-"""Serial mode: all actors in the learner's process, between updates, so that a run has the same numbers twice."""
+"""Serial mode: all actors in the learner's process, between updates, so that a repeated run has the same numbers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from beast.processes.status import LocalStatus
 from beast.run.action_log import ActionLog, SerialActors
 from beast.store.unrolls import UnrollStore, UnrollWriter
 
-SAME_ACTIONS = ("num_actors", "unroll_length", "batch_size", "seed")  # flags without which serial actors cannot go on
+SAME_ACTIONS = (
+    "num_actors",
+    "unroll_length",
+    "batch_size",
+    "seed",
+)  # flags that must be the same for serial actors to continue
 
 
 class Serial:
     """The actors of a serial run.
 
     Args:
-        store: that they fill.
+        store: the store that they fill.
         num_actors: how many there are.
-        make: from where they write, the number of their life and what they report to, to the actors.
+        make: makes the actors from their writer, the number of their life and what they report to.
         status: what they report to.
         action_log: what they have done so far.
-        life: the number that fresh episodes begin with, if that cannot be done again.
+        life: number of their life if they must start fresh episodes.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class Serial:
         self._actors: SerialActors | None = None
 
     def start(self, log: Callable[[str], None]) -> None:
-        """Make the environments, and bring them to where they were."""
+        """Make the environments and bring them to their former state."""
         self._actors = self._made()
         if not self._action_log.steps:
             return
@@ -48,7 +53,7 @@ class Serial:
         return self._make(self._port.writer, self._action_log.life, self._status)
 
     def round(self) -> None:
-        """One unroll of every actor."""
+        """Collect one unroll of every actor."""
         assert self._actors is not None
         slots = self._port.acquire(timeout=0.0)
         assert slots is not None, "the store has room for one unroll an actor beside a batch"
@@ -57,7 +62,7 @@ class Serial:
             self._action_log.add(self._store.arrays["action"][slots], self._actors)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the actors have done; tensors and plain types."""
+        """Return what the actors have done, as tensors and plain types."""
         return self._action_log.state_dict()
 
     def close(self) -> None:

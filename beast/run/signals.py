@@ -1,4 +1,4 @@
-"""What a run does when it is sent a signal: finish cleanly, at once, or save a checkpoint."""
+"""What a run does when it receives a signal: finish cleanly, end at once, or save a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-DOUBLE_SIGNAL = 0.5  # seconds within which a second signal is the same one
+DOUBLE_SIGNAL = 0.5  # seconds within which a second signal counts as the same one
 
 
 class Wishes:
-    """What is asked of a run, by signals or by code. Whoever asks only sets these: the loop looks ten times a second."""
+    """What signals or code ask of a run. They only set these fields; the loop reads them ten times a second."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         """The signal that ends the run."""
         self.stop = False
-        """To end soon, and cleanly."""
+        """Whether the run is to end soon and cleanly."""
         self.save = False
-        """A checkpoint now."""
+        """Whether to save a checkpoint now."""
         self.ending = False
-        """The run has left its loop."""
+        """Whether the run has left its loop."""
 
     @property
     def stopping(self) -> bool:
@@ -34,13 +34,14 @@ class Wishes:
 
 @contextmanager
 def heard(wishes: Wishes, on_stop: Callable[[], None], at_once: Callable[[], None]) -> Iterator[None]:
-    """Listen to signals: first SIGINT, SIGTERM or SIGHUP: finish cleanly; second SIGINT: at once; SIGUSR1: a checkpoint now.
+    """Handle signals: the first SIGINT, SIGTERM or SIGHUP finishes cleanly, a second SIGINT ends at once, SIGUSR1 saves.
 
-    Outside the main thread nothing is listened to.
+    Only the main thread can receive signals; in other threads this does nothing.
 
     Args:
-        on_stop: called in the handler; it may take no lock, which this very thread may hold.
-        at_once: kills what must not stay behind, before this process ends on the spot.
+        wishes: where requests are noted.
+        on_stop: called in the handler; it may take no lock, because this thread may hold it.
+        at_once: kills remaining processes before this process ends at once.
     """
     first_at = 0.0
 
@@ -50,7 +51,7 @@ def heard(wishes: Wishes, on_stop: Callable[[], None], at_once: Callable[[], Non
         if wishes.signal is None:
             first_at = now
         elif now - first_at < DOUBLE_SIGNAL:
-            return  # one Ctrl-C, delivered to the process and to its group
+            return  # one Ctrl-C may reach both the process and its group
         elif number == signal.SIGINT:
             at_once()
             os._exit(128 + number)
@@ -64,7 +65,7 @@ def heard(wishes: Wishes, on_stop: Callable[[], None], at_once: Callable[[], Non
         yield
         return
     handlers: dict[int, Any] = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: save}
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else it is under nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # an ignored SIGHUP means nohup
         handlers[signal.SIGHUP] = stop
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

@@ -1,4 +1,4 @@
-"""Updates that the learner skipped for NaN or infinity: told, counted, and their batches kept for inspection."""
+"""Updates that the learner skipped because of NaN or infinity: logged, counted, and their batches kept for inspection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from beast.core.data import Batch, flatten
 from beast.core.finite import all_finite
 from beast.report.files import write_tensors
 
-KEPT = 5  # batches a run keeps for inspection
+KEPT = 5  # batches that a run keeps for inspection
 
 
 _REMEDIES = {
@@ -26,9 +26,9 @@ class SkippedUpdates:
     """The account of updates that the learner skipped.
 
     Args:
-        folder: of the run; bad batches go to `bad_batches/update_N.pt` in it. None: they are not kept.
-        most: in a row; with that many the run is over.
-        log: takes one line for the console and the log.
+        folder: the run's folder; batches are kept in its `bad_batches/update_N.pt`. None keeps none.
+        most: skipped updates in a row with which the run ends.
+        log: writes a line to the console and the log.
     """
 
     def __init__(self, folder: Path | None, most: int, log: Callable[[str], None]) -> None:
@@ -37,15 +37,15 @@ class SkippedUpdates:
         self._in_a_row = 0
 
     def record(self, update: int, batch: Batch | None, metrics: dict[str, torch.Tensor]) -> bool:
-        """Whether the learner made this update; else it is told and counted. Waits for the device.
+        """Return whether the learner made this update; if not, log and count it. Waits for the device.
 
         Args:
             update: its number.
-            batch: as the store gave it, on the CPU; None if the gradient came without one.
-            metrics: what the learner returned.
+            batch: as the store returned it, on the CPU; None if the gradient came without one.
+            metrics: as the learner returned them.
 
         Raises:
-            FloatingPointError: if it is one too many in a row.
+            FloatingPointError: if too many in a row were skipped.
         """
         if metrics["finite"]:
             self._in_a_row = 0
@@ -62,7 +62,7 @@ class SkippedUpdates:
         return False
 
     def _keep(self, update: int, field: str, batch: Batch | None) -> str:
-        """Write a batch as a dict of its fields (`beast/core/data.py`); says where, or why not."""
+        """Write a batch as a dict of its fields (`beast/core/data.py`); return a text that says where, or why not."""
         if self._folder is None or batch is None:
             return "its batch is not kept"
         folder = self._folder / "bad_batches"
@@ -78,7 +78,7 @@ class SkippedUpdates:
 
 
 def _culprit(batch: Batch | None, metrics: dict[str, torch.Tensor]) -> str:
-    """The first of the fields, in the order in which one spoils the next."""
+    """Return the first field that is not finite, in the order in which one affects the next."""
     if batch is not None and not all_finite(flatten(batch.observation)):
         return "observation"
     if batch is not None and not all_finite([batch.reward]):

@@ -1,4 +1,4 @@
-"""Threads that a run depends on: the failure of one is the run's."""
+"""Threads that a run depends on: if one fails, the run fails."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 
 class Threads:
-    """Started by name, joined at the end."""
+    """The threads of a run, started by name and joined at the end."""
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
         self.failure: BaseException | None = None
-        """What ended the first of them that failed."""
+        """Exception of the first thread that failed."""
         self.ended = threading.Event()
-        """Set whenever one ends; whoever waits for something to happen may set it too."""
+        """Set when a thread ends; others may set it to wake who waits for it."""
 
     def start(self, name: str, target: Callable[[], None]) -> None:
-        """Start one; it must end by itself when the run does."""
+        """Start a thread, which must end by itself when the run does."""
 
         def guarded() -> None:
             try:
@@ -32,6 +32,6 @@ class Threads:
         thread.start()
 
     def join(self, timeout: float) -> None:
-        """Wait for each of them, so many seconds at most."""
+        """Wait for each thread, at most this many seconds."""
         for thread in self._threads:
             thread.join(timeout)

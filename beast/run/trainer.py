@@ -1,4 +1,4 @@
-"""One run from its first process to its last checkpoint. `assemble` makes its parts."""
+"""The life of a run, from its first process to its last checkpoint. `assemble` makes its parts."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from beast.settings.config import Config
 from beast.store.unrolls import UnrollStore
 from beast.store.weights import Weights
 
-FIRST_CHECKPOINT = 60.0  # seconds until the first one, at most: until then a killed run has nothing
-STOP_DEADLINE = 5.0  # seconds that workers have to leave
+FIRST_CHECKPOINT = 60.0  # seconds within which the first one is written; a run killed before that leaves nothing
+STOP_DEADLINE = 5.0  # seconds that workers have to end
 
 
 @dataclass(eq=False)
 class Trainer:
-    """The parts of a run, and its life: `run` once."""
+    """The parts of a run, and its life: `run` is called once."""
 
     config: Config
     task: Task
     folder: Path | None
-    """Of the run; None writes nothing (profile, tests)."""
+    """The run's folder; None writes nothing (profile, tests)."""
     crew: Crew
     learner: Learner
     learning: Learning
@@ -71,11 +71,10 @@ class Trainer:
         """Train to the end, to a signal, or to a failure.
 
         Returns:
-            The process's exit status.
+            The exit status.
 
         Raises:
-            WorkerError, CheckpointError, FloatingPointError, ...: what made the run fail, after a checkpoint was saved
-                if one could be.
+            WorkerError, CheckpointError, FloatingPointError, ...: why the run failed, after a checkpoint was saved if possible.
         """
         with heard(self.wishes, self.board.stop, self.workers.kill):
             try:
@@ -99,7 +98,7 @@ class Trainer:
             self.threads.start(name, lambda target=target: target(self.status))  # type: ignore[misc]
         self.checkpoints.set_generator()
         if self.serial is not None:
-            self._learn_all()  # what was not learned from when the run was stopped
+            self._learn_all()  # unrolls that were not learned from when the run was stopped
             return
         threads = compute_threads(self.config, self.task)
         for i in range(learner_threads(self.config, self.task)):
@@ -117,7 +116,7 @@ class Trainer:
                 self._learn_all()
             else:
                 self.threads.ended.wait(0.1)
-            if not self.stopping:  # else they may be gone for the same reason
+            if not self.stopping:  # otherwise they may have ended for the same reason
                 self.workers.check()
             if self.evaluator and self.evaluator.due(self.learner.steps):
                 self.evaluator.request(self.learner.steps)
@@ -140,7 +139,7 @@ class Trainer:
         return self.stopping or self._complete
 
     def _over(self) -> bool:
-        """Whether learner threads have nothing more to do. What was begun when a person asked to stop is finished."""
+        """Return whether learner threads are done. A unit that was begun before a request to stop is finished."""
         return self.wishes.ending or self._complete
 
     @property
@@ -166,7 +165,7 @@ class Trainer:
         self.stop()
 
     def stop(self) -> None:
-        """End the run soon, and cleanly."""
+        """End the run soon and cleanly."""
         self.wishes.stop = True
         self.board.stop()
         self.threads.ended.set()
@@ -174,7 +173,7 @@ class Trainer:
     # -- reports and checkpoints --------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, float]:
-        """One row of the logs."""
+        """Write one row of the logs and return it."""
         extra = {
             "restarts": float(self.workers.restarts),
             "skipped_updates": float(self.skipped.count),
@@ -200,11 +199,11 @@ class Trainer:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _shut_down(self) -> None:
-        """Actors, evaluator, learner threads, checkpoint, reports; nothing is left behind."""
+        """End actors, evaluator and learner threads, save a checkpoint and close the reports."""
         self.wishes.ending = True
         try:
             self.workers.stop(STOP_DEADLINE)
-        except Exception as error:  # whatever it is, what was learned is worth more
+        except Exception as error:  # saving what was learned comes first
             self._failure = self._failure or error
         self.threads.join(60.0)
         self._failure = self._failure or self.threads.failure
@@ -236,17 +235,17 @@ class Trainer:
 
 
 def learner_threads(config: Config, task: Task) -> int:
-    """How many threads learn.
+    """Return the number of learner threads.
 
-    On a CPU a batch is made in no time, and working memory of its own for each thread only fills the caches.
+    On a CPU preparing a batch takes hardly any time, and the working memory of another thread would only fill the caches.
     """
     return config.learner.num_learner_threads or (1 if task.device.type == "cpu" else 2)
 
 
 def compute_threads(config: Config, task: Task) -> int:
-    """Threads that PyTorch takes for the learner at the start.
+    """Return the number of threads with which PyTorch computes for the learner at the start.
 
-    On a CPU half of the machine is about the learner's share, until it turns out that it needs more.
+    On a CPU that is half of the machine, until the learner turns out to need more.
     """
     if config.actors.serial or task.device.type != "cpu":
         return 1

@@ -1,4 +1,4 @@
-"""Who may name code: a file that somebody else made may not, unless its reader says so.
+"""Trust in checkpoints: one that somebody else made may not name code to run, unless its reader agrees.
 
 A checkpoint holds tensors and settings, and some settings name code: an environment of the user's own, say. Built-in names
 do no harm. The others are followed if the reader typed the same, typed --trust, or made the file: checkpoints carry a
@@ -34,7 +34,7 @@ def _is_built_in_module(name: Any) -> bool:
 
 
 def _holds_numbers_only(value: Any) -> bool:
-    """Numbers name nothing. Strings may: ids and files that a registered environment opens."""
+    """Return whether a value holds only numbers; strings may be ids or files that an environment opens."""
     if isinstance(value, list | tuple):
         return all(not isinstance(part, list | tuple) and _holds_numbers_only(part) for part in value)
     return value is None or isinstance(value, bool | int | float)
@@ -53,7 +53,7 @@ NAMES_CODE: dict[str, Callable[[Any], bool]] = {
 
 
 def code_in(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that name code which is not built in."""
+    """Return the settings that name code which is not built in."""
     return {
         name: config[name] for name, names_code in NAMES_CODE.items() if name in config and names_code(config[name])
     }
@@ -68,7 +68,7 @@ def sign(config: dict[str, Any]) -> str | None:
 
 
 def is_own(config: dict[str, Any], signature: Any) -> bool:
-    """Whether this user signed these settings on this machine.
+    """Return whether this user signed these settings on this machine.
 
     Raises:
         KeyRefused: if the key may be known to others.
@@ -89,7 +89,7 @@ def _signature(config: dict[str, Any], key: bytes) -> str:
 
 
 def _key_file() -> Path:
-    """Raises OSError if this user has no place for it."""
+    """Return the key's path; raise OSError if this user has no place for it."""
     state_home = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(state_home):
         return Path(state_home) / "beast" / "key"
@@ -100,10 +100,10 @@ def _key_file() -> Path:
 
 
 def _key(make: bool) -> bytes:
-    """The key, made if there is none and `make` says so.
+    """Return the key, which is made if there is none and `make` is True.
 
     Raises:
-        KeyRefused: if others may know it, or it is no key.
+        KeyRefused: if others may know it, or it is not a key.
         OSError: if there is none.
     """
     path = _key_file()
@@ -128,7 +128,7 @@ def _key(make: bool) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    """Whole or not at all, and the one of whoever is first."""
+    """Write a new key atomically; if several processes do so at once, the first one's key stays."""
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_name(f".key.{secrets.token_hex(8)}")
@@ -147,16 +147,17 @@ def _make_key(path: Path) -> None:
 def settings_of(
     path: Path, state: dict[str, Any], given: dict[str, Any] | None, trusted: bool, replaced: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The settings in a checkpoint, once it is certain that following them runs no code but what the reader agreed to.
+    """Return the settings in a checkpoint, after checking that they run no code that the reader did not agree to.
 
     Args:
-        path: where `state` was read from.
-        given: what the reader typed: settings of the same value need no trust; None: nothing can be typed.
-        trusted: the reader trusts the file.
-        replaced: settings of the file that will not be followed, because the reader typed others or only wants to act.
+        path: the file that `state` was read from.
+        state: the checkpoint's content.
+        given: settings that the reader typed: an equal setting needs no trust; None if nothing can be typed.
+        trusted: whether the reader trusts the file.
+        replaced: settings of the file that are not used, because the reader typed others or only wants to act.
 
     Raises:
-        CheckpointError: if it names code, and neither is it this user's nor did the reader name or trust that.
+        CheckpointError: if it names code that neither this user made nor the reader named or trusted.
     """
     config: dict[str, Any] = state["config"]
     named = {

@@ -1,1 +1,1 @@
-"""A run's settings, its presets, and the flags that are made of them."""
+"""The settings of a run: their flags, their help, and presets of them."""

@@ -1,7 +1,7 @@
-"""A run's settings: frozen groups of flags, checked where they are made. The docstring under a field is its help.
+"""The settings of a run: frozen sections of flags, checked when they are made. The docstring under a field is its help.
 
-The loss's settings live with the loss (`beast/core/algorithms/impala.py`), a model's with the model, the
-optimiser's with the optimiser.
+The loss's settings live with the loss (`beast/core/algorithms/impala.py`), a model's with the model, the optimiser's with
+the optimiser.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Not NaN, which passes every check of a range; nor a whole number that is too large for any tensor."""
+    """Return whether it is a number other than NaN (which passes every check of a range), and no integer beyond any tensor."""
     return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < 2**62)
 
 
@@ -49,9 +49,9 @@ _KINDS: dict[Any, tuple[str, Any]] = {
 }
 
 
-def _check_types(group: type, values: dict[str, Any]) -> None:
-    """Flags are parsed; values from a file may be anything. Types that are not in _KINDS are their group's own affair."""
-    hints = typing.get_type_hints(group)
+def _check_types(section: type, values: dict[str, Any]) -> None:
+    """Check the types of values, which may come from a file. A type that is not in _KINDS is checked by its own section."""
+    hints = typing.get_type_hints(section)
     for name, value in values.items():
         parts = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
         kinds = [_KINDS.get(typing.get_origin(part) or part) for part in parts if part is not type(None)]
@@ -72,25 +72,27 @@ class EnvironmentConfig:
     full_action_set: bool = False
     """Use all 18 actions on Atari instead of those that the game needs."""
     action_repeat: int | None = None
-    """Take each action for so many frames and add their rewards up (default: 4 on Atari, else 1)."""
+    """Take each action for this many frames and add up their rewards (default: 4 on Atari, else 1)."""
     frame_stack: int | None = None
-    """Show the newest so many frames as one observation (default: 4 on Atari, else 1)."""
+    """Stack this many of the newest frames as one observation (default: 4 on Atari, else 1)."""
     resize: str | None = None
-    """Scale pictures to 84 (both sides) or to HEIGHTxWIDTH (default: 84 on Atari, else as they are)."""
+    """Scale pictures to 84 (both sides) or to HEIGHTxWIDTH (default: 84 on Atari, else no scaling)."""
     grayscale: bool = False
-    """Turn coloured pictures grey. (Atari's are grey in any case.)"""
+    """Turn coloured pictures grey. (Atari's are always grey.)"""
     max_episode_steps: int | None = None
-    """Cut an episode after so many steps of the policy (default: as the environment is registered; 27,000 on Atari)."""
+    """Truncate an episode after this many steps of the policy (default: the limit that the environment is registered with;
+    27,000 on Atari)."""
     wrapper: str = ""
     """Wrap each environment in my_package.my_module:wrap, a function of yours that takes an environment and returns one;
-    several with commas, the first one innermost. Yours lie inside the wrappers that flags ask for (on Atari outside)."""
+    several are separated by commas, the innermost first. They are put on before the wrappers that flags ask for (on Atari
+    after them)."""
     repeat_action_probability: float | None = None
     """Repeat the last action instead of taking the new one with this probability (sticky actions; default: 0, on Atari
     what the id says)."""
     life_loss: bool = True
-    """End the return, though not the game, when a life is lost on Atari; training only."""
+    """End the return, but not the game, when a life is lost on Atari (in training only)."""
     fire_on_life_loss: bool = False
-    """Press FIRE after a lost life on Atari, whatever the policy chose."""
+    """Press FIRE after a lost life on Atari instead of the action that the policy chose."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "action_repeat", "frame_stack", "max_episode_steps")
@@ -103,10 +105,12 @@ class EnvironmentConfig:
 
     @property
     def standard(self) -> Standard:
+        """The settings of the standard wrappers."""
         return Standard(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Standard)})
 
     @property
     def choice(self) -> EnvChoice:
+        """The environment and its settings, without the columns of `info` that an algorithm adds."""
         return EnvChoice(
             self.env, self.env_kwargs, self.full_action_set, self.standard, self.life_loss, self.fire_on_life_loss
         )
@@ -117,10 +121,10 @@ class ActorsConfig:
     """Actors"""
 
     num_actors: int = 48
-    """How many environments run at once, over all processes (docs/tuning.md: about 24 a core)."""
+    """How many environments run at once, over all processes (docs/tuning.md: about 24 for each core)."""
     num_actor_processes: int | None = None
     """How many processes share the environments (default: one for each CPU core, at most num_actors). 0 does everything
-    in one process, which is slower and exactly repeatable."""
+    in one process, which is slower but exactly repeatable."""
     unroll_length: int = 20
     """How many steps an actor collects before it hands them to the learner (T)."""
     num_buffers: int | None = None
@@ -137,11 +141,12 @@ class ActorsConfig:
 
     @property
     def serial(self) -> bool:
+        """Whether everything runs in one process."""
         return self.num_actor_processes == 0
 
     @property
     def processes(self) -> int:
-        """Processes that host the actors, at least one (in serial mode: this one)."""
+        """Number of processes that host the actors, at least one (this process in serial mode)."""
         return max(
             1, min(self.num_actors, usable_cores() if self.num_actor_processes is None else self.num_actor_processes)
         )
@@ -162,13 +167,13 @@ class LearnerConfig:
     my_package.my_module, which defines a class Model (default: atari_shallow for one picture of 36x36 or more, mlp for
     vectors and choices, multi_input for small pictures, texts and mixtures)."""
     use_lstm: bool = False
-    """Put an LSTM after the network's features, so that the policy remembers."""
+    """Put an LSTM after the network's features, so that the policy remembers earlier observations."""
     normalise_observations: bool = False
-    """Bring each number of an observation's vectors to mean 0 and variance 1, by statistics of all steps learned from that
-    actors, evaluation and learner share; clipped to [-10, 10]. Pictures and choices stay as they are."""
+    """Normalise each number of an observation's vectors by its running mean and standard deviation over all steps learned
+    from, which actors, learner and evaluation share, and clip it to [-10, 10]. Pictures and choices stay as they are."""
     total_steps: int = 50_000_000
-    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 until then,
-    so ask for the length that you really want."""
+    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 at
+    that step, so set the length that you really want."""
     batch_size: int = 32
     """How many unrolls the learner uses for each update (B)."""
     num_learner_threads: int | None = None
@@ -177,11 +182,11 @@ class LearnerConfig:
     """Where the learner runs, and inference with polybeast: cpu, cuda, cuda:1, and so on. auto takes the GPU if there is
     one."""
     precision: str = "auto"
-    """What the networks compute in: float32, bfloat16, or auto, which takes bfloat16 where the network and the processor
-    are made for it. The optimiser always keeps float32."""
+    """Number format in which the networks compute: float32, bfloat16, or auto, which takes bfloat16 where the network and
+    the processor support it. The optimiser always uses float32."""
 
     compile_model: bool = False
-    """Use torch.compile for the learner's network. It starts some seconds to half a minute later and is slower on a CPU
+    """Use torch.compile for the learner's network. Training starts up to half a minute later and is slower on a CPU
     (docs/log.md)."""
 
     def __post_init__(self) -> None:
@@ -199,16 +204,16 @@ class InferenceConfig:
     """Inference (PolyBeast)"""
 
     inference: str = "process"
-    """Run inference in a process of its own (process), or as a thread of the learner's process (thread)."""
+    """Where inference runs: in a process of its own (process), or in a thread of the learner's process (thread)."""
     inference_min_batch: int = 1
-    """Wait until so many environments need an action before the network runs."""
+    """Wait until this many environments need an action before the network runs."""
     inference_max_batch: int | None = None
-    """Let the network run for at most so many environments at a time (default: num_actors)."""
+    """Run the network for at most this many environments at a time (default: num_actors)."""
     inference_timeout_ms: float = 10.0
-    """Never let an environment wait longer than so many milliseconds for a batch to fill up."""
+    """Never let an environment wait longer than this many milliseconds for a batch to fill up."""
     weights_sync: str = "unroll"
-    """When inference takes up newer weights: with unroll a policy stays the same during an unroll, with step each forward
-    uses the newest."""
+    """When inference loads newer weights: with unroll a policy stays the same during an unroll, with step every forward uses
+    the newest weights."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "inference_min_batch", "inference_max_batch")
@@ -236,26 +241,26 @@ class RunConfig:
     seed: int = 1
     """The random seed of everything: weights, environments and actions."""
     disable_checkpoint: bool = False
-    """Save logs only, and no checkpoints."""
+    """Save only logs, no checkpoints."""
     checkpoint_every: float = 10.0
-    """Save a checkpoint every so many minutes. The first one comes within a minute, and there is always one at the end."""
+    """Save a checkpoint at intervals of this many minutes. The first is saved within a minute, the last when the run ends."""
     keep_checkpoints: int = 3
-    """Keep the newest so many checkpoints; 0 keeps all."""
+    """Keep this many of the newest checkpoints; 0 keeps all."""
     eval_every: int = 0
-    """Play evaluation games every so many agent steps, in a separate process; 0 means never."""
+    """Play evaluation games after every N agent steps, in a separate process; 0 means never."""
     eval_episodes: int = 10
-    """How many games each such evaluation plays."""
+    """How many games each evaluation beside training plays (--eval_every)."""
     report_every: float = 5.0
-    """Write a row of logs.csv every so many seconds."""
+    """Write a row of logs.csv at intervals of this many seconds."""
     max_restarts: int = 5
-    """Give up after one process has died more than so many times within 10 minutes; the run saves a checkpoint first."""
+    """Stop the run, after saving a checkpoint, when one process has died more than N times within 10 minutes."""
     actor_timeout: float = 300.0
-    """Replace a process that has shown no sign of life for so many seconds."""
+    """Replace a worker process that has shown no sign of life for this many seconds."""
     max_actor_memory: float | None = None
-    """Replace a process of actors, between two unrolls, when it and all that its environments started hold more than so
-    many MB (PSS, looked at every 2 seconds; default: no limit)."""
+    """Replace an actor process, between two unrolls, when it and all processes that its environments started hold more than
+    X MB (PSS, checked every 2 seconds; default: no limit)."""
     max_skipped_updates: int = 10
-    """Give up after so many updates in a row were skipped because of NaN or infinity in loss, gradient, observation or
+    """Stop the run when N updates in a row were skipped because of NaN or infinity in loss, gradient, observation or
     reward."""
     stop_at_return: float | None = None
     """End the run, with a checkpoint, once the mean return of the last 100 full games has reached X; none means never."""
@@ -280,7 +285,7 @@ class RunConfig:
 
 
 def is_name(xpid: Any) -> bool:
-    """Whether a run may be called so: what is printed, typed and taken for a folder must not be taken for anything else."""
+    """Return whether a run may have this name: printed, typed or used as a folder, it must not mean anything else."""
     if not isinstance(xpid, str):
         return False
     odd = not xpid.isprintable() or "/" in xpid or " " in xpid or xpid.startswith("-")
@@ -289,15 +294,15 @@ def is_name(xpid: Any) -> bool:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. `flat()` and `from_flat` are how it is written down and read back."""
+    """All settings of a run. `flat` returns them as flags, `from_flat` makes them from flags."""
 
     environment: EnvironmentConfig
     actors: ActorsConfig
     learner: LearnerConfig
     model: Any
-    """the model's own Config; ModelConfig if it has none, or is not chosen yet"""
+    """The model's own Config; ModelConfig if it has none or is not chosen yet."""
     loss: Any
-    """the algorithm's own Config"""
+    """The algorithm's own Config."""
     optimiser: OptimiserConfig
     inference: InferenceConfig
     run: RunConfig
@@ -311,22 +316,22 @@ class Config:
 
     @property
     def least_buffers(self) -> int:
-        """Fewer could leave actors and learner waiting for each other."""
+        """Fewest slots of the store; with fewer, actors and learner could wait for each other forever."""
         return self.actors.num_actors + self.learner.batch_size
 
     @property
     def num_buffers(self) -> int:
-        """Slots of the unroll store: actors write one set while the one before it is learned."""
+        """Slots of the unroll store: by default actors write one set while the learner uses the set before it."""
         return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
 
     @property
     def open_files(self) -> int:
-        """That this process has open at most, about: for each worker pipes of two beasts, errors, its sentinel."""
+        """Estimate of the most files that this process opens: for each worker its pipes and its sentinel, and some more."""
         return 40 + (0 if self.actors.serial else 10 * self.actors.processes)
 
     @classmethod
-    def groups(cls, algorithm: str, model: str | None) -> dict[str, type]:
-        """The group classes by name, the loss's taken from its algorithm, the model's from its module.
+    def sections(cls, algorithm: str, model: str | None) -> dict[str, type]:
+        """Return the section classes by name; the loss's comes from the algorithm's module, the model's from the model's.
 
         Raises:
             ConfigError: if there is no such algorithm.
@@ -345,46 +350,46 @@ class Config:
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Config:
-        """From flag values; those left out take their defaults.
+        """Make settings from flag values; flags that are missing take their defaults.
 
         Raises:
-            ConfigError: naming the wrong setting.
+            ConfigError: if a setting is wrong; the message names it.
         """
-        groups = {}
+        sections = {}
         left = set(values)
         _check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
-        for name, group in cls.groups(values.get("algorithm", LearnerConfig.algorithm), values.get("model")).items():
-            groups[name] = section(group, values)
-            left -= {f.name for f in dataclasses.fields(group)}
+        for name, kind in cls.sections(values.get("algorithm", LearnerConfig.algorithm), values.get("model")).items():
+            sections[name] = section(kind, values)
+            left -= {f.name for f in dataclasses.fields(kind)}
         if left:
-            known = [f.name for group in groups.values() for f in dataclasses.fields(group)]
+            known = [f.name for kind in sections.values() for f in dataclasses.fields(kind)]
             near = difflib.get_close_matches(min(left), known, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"unknown settings: {', '.join(sorted(left))}{hint}")
-        return cls(**groups)
+        return cls(**sections)
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its flag's name; JSON can hold it."""
+        """Return every setting by its flag's name, as values that JSON can hold."""
         return {
-            f.name: getattr(group, f.name)
-            for group in (getattr(self, g.name) for g in dataclasses.fields(self))
-            for f in dataclasses.fields(group)
+            f.name: getattr(part, f.name)
+            for part in (getattr(self, s.name) for s in dataclasses.fields(self))
+            for f in dataclasses.fields(part)
         }
 
     def replace(self, **values: Any) -> Config:
-        """The same with other values, by flag name."""
+        """Return a copy with other values, given by flag name."""
         return Config.from_flat(self.flat() | values)
 
 
-def section(group: type, values: dict[str, Any]) -> Any:
-    """One group of settings from flag values, among which may be others'.
+def section(kind: type, values: dict[str, Any]) -> Any:
+    """Make one section of settings from flag values, which may include those of other sections.
 
     Raises:
-        ConfigError: naming the wrong setting.
+        ConfigError: if a setting is wrong; the message names it.
     """
-    own = {f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
-    _check_types(group, own)
+    own = {f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}
+    _check_types(kind, own)
     try:
-        return group(**own)
+        return kind(**own)
     except ValueError as error:
         raise ConfigError(str(error)) from error

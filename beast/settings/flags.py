@@ -1,4 +1,4 @@
-"""Flags from dataclasses: one argument a field, one group a class, the docstring under a field as its help."""
+"""Flags from dataclasses: one flag for each field, one section of the help for each class, field docstrings as help texts."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from beast.core import names
 from beast.settings.presets import PRESETS
 
 MOST_USED = ("env", "model", "num_actors", "total_steps", "seed", "xpid", "resume")
-_BRIEF_END = """[48; classic: 16] is the default, and what the preset classic makes of it: --help-all says who has which preset.
+_BRIEF_END = """[48; classic: 16] means 48 by default and 16 with the preset classic (--help-all says when it is chosen).
 All flags and presets: --help-all"""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, `--some-flag` for `--some_flag`, and the nearest flag for a typo.
+    """An argparse parser with one-line errors, `--some-flag` for `--some_flag`, and the nearest flag named after a typo.
 
     Args:
         brief: whether `--help` shows only MOST_USED and the command's own flags, and `--help-all` the rest and the presets.
-        settings: argparse's own.
+        settings: arguments of argparse.ArgumentParser.
     """
 
     def __init__(self, brief: bool = False, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **settings)
-        self._rest: list[Any] = []  # groups of flags that only --help-all shows
+        self._rest: list[Any] = []  # argparse's groups of flags that only --help-all shows
         self._most_used = self.add_argument_group("Most used") if brief else None
         if brief:
             self.usage = "%(prog)s [flags]"
             self.add_argument("--help_all", action=_HelpAll, help="Show all flags and presets.")
 
     def parse(self, arguments: list[str]) -> dict[str, Any]:
-        """Values of the flags that were given, and no others. Exits with status 2 on bad ones."""
+        """Return the values of the flags that were given, and no others; exit with status 2 if one is wrong."""
         arguments = [_with_underscores(argument) for argument in arguments]
         values, unknown = self.parse_known_args(arguments)
         if unknown:
@@ -54,15 +54,16 @@ class Parser(argparse.ArgumentParser):
         return vars(values)
 
     def error(self, message: str) -> NoReturn:
+        """Print the message as one line and exit with status 2."""
         print(f"{names.typed}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
     def format_help(self) -> str:
-        """The short help, where there is one: the flags used most, then the command's own."""
+        """Return the short help, if the parser is brief: the command's own flags and the most used ones."""
         return self._format(all_flags=self._most_used is None)
 
     def format_help_all(self) -> str:
-        """The same with all other flags, and the presets."""
+        """Return the help with all flags and the presets."""
         return self._format(all_flags=True)
 
     def _format(self, all_flags: bool) -> str:
@@ -78,12 +79,12 @@ class Parser(argparse.ArgumentParser):
         finally:
             self._action_groups, self.epilog = groups, epilog
 
-    def add_dataclass(self, group: type, only: Container[str] | None = None) -> None:
-        """One flag for each field, or for those of these names."""
-        section = self.add_argument_group((group.__doc__ or group.__name__).splitlines()[0])
-        self._rest.append(section)
-        hints, helps = typing.get_type_hints(group), field_docs(group)
-        for field in dataclasses.fields(group):
+    def add_dataclass(self, section: type, only: Container[str] | None = None) -> None:
+        """Add one flag for each field of a section, or only for the fields in `only`."""
+        group = self.add_argument_group((section.__doc__ or section.__name__).splitlines()[0])
+        self._rest.append(group)
+        hints, helps = typing.get_type_hints(section), field_docs(section)
+        for field in dataclasses.fields(section):
             if only is not None and field.name not in only:
                 continue
             settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
@@ -94,7 +95,7 @@ class Parser(argparse.ArgumentParser):
             else:
                 settings["type"], settings["metavar"] = _parser_of(hints[field.name])
             text += _defaults_text(field.name, default)
-            where = self._most_used if self._most_used is not None and field.name in MOST_USED else section
+            where = self._most_used if self._most_used is not None and field.name in MOST_USED else group
             where.add_argument(f"--{field.name}", help=text.replace("%", "%%"), **settings)
 
 
@@ -109,7 +110,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _HelpAll(argparse.Action):
-    """`--help-all`: the long help, and the end."""
+    """The action of `--help-all`: print the long help and exit."""
 
     def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **settings)
@@ -120,7 +121,7 @@ class _HelpAll(argparse.Action):
 
 
 class _OnOff(argparse.Action):
-    """`--flag`, `--no_flag`, `--flag=false`."""
+    """The action of a switch: `--flag`, `--no_flag`, `--flag=false`."""
 
     def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
         no = [flag.replace("--", "--no_", 1) for flag in option_strings]
@@ -142,7 +143,7 @@ def _with_underscores(argument: str) -> str:
 
 
 def _parser_of(hint: Any) -> tuple[Any, str]:
-    """The function that reads a value of a type, and its name in the help."""
+    """Return the function that parses a value of this type, and the name of such a value in the help."""
     if isinstance(hint, types.UnionType):
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
         if hint is float:
@@ -157,7 +158,7 @@ def _parser_of(hint: Any) -> tuple[Any, str]:
 
 
 def _whole(text: str) -> int:
-    """50_000_000, 50000000 and 5e7 are the same."""
+    """Parse an integer; 50_000_000, 50000000 and 5e7 are the same."""
     try:
         return int(text)
     except ValueError:
@@ -171,7 +172,7 @@ _whole.__name__ = "whole number"
 
 
 def _number(text: str) -> float:
-    """Not NaN: it would pass every check of a range."""
+    """Parse a number, but not NaN, which would pass every check of a range."""
     number = float(text)
     if math.isnan(number):
         raise ValueError(text)
@@ -189,7 +190,7 @@ _number_or_none.__name__ = "number (or none)"
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Raises ValueError for anything else."""
+    """Parse a JSON object; raise ValueError for anything else."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(text)
@@ -200,7 +201,7 @@ json_object.__name__ = "JSON object"
 
 
 def to_arguments(values: dict[str, Any]) -> list[str]:
-    """What `Parser.parse` reads these values from."""
+    """Return command line arguments from which `Parser.parse` reads these values."""
 
     def text(value: Any) -> str:
         if value is None or isinstance(value, bool):
@@ -210,17 +211,17 @@ def to_arguments(values: dict[str, Any]) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", text(value))]
 
 
-def field_docs(group: type) -> dict[str, str]:
-    """The docstring under each field of a class, inherited ones included."""
+def field_docs(section: type) -> dict[str, str]:
+    """Return the docstring under each field of a section, inherited ones included."""
     docs: dict[str, str] = {}
-    for base in reversed(group.__mro__):
+    for base in reversed(section.__mro__):
         if dataclasses.is_dataclass(base):
             docs |= _own_field_docs(base)
     return docs
 
 
-def _own_field_docs(group: type) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body  # type: ignore[attr-defined]
+def _own_field_docs(section: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0].body  # type: ignore[attr-defined]
     docs = {}
     for statement, after in itertools.pairwise(body):
         if (
@@ -233,7 +234,7 @@ def _own_field_docs(group: type) -> dict[str, str]:
 
 
 def _defaults_text(name: str, default: Any) -> str:
-    """` [48; classic: 16]`: a flag's default, and what presets make of it; empty if there is neither."""
+    """Return ` [48; classic: 16]`: a flag's default and its values in presets; empty if there is neither."""
     texts = [] if default is None or default is False or default in ("", {}) else [_value_text(default)]
     others = ", ".join(f"{preset}: {_value_text(values[name])}" for preset, values in PRESETS.items() if name in values)
     texts += [others] if others else []
@@ -247,8 +248,10 @@ def _value_text(value: Any) -> str:
 
 
 def preset_help() -> str:
-    """What each preset sets, for the end of the help."""
-    lines = ["presets, sets of defaults that --preset auto chooses by the environment (flags that you give win):"]
+    """Return a description of what each preset sets, for the end of the help."""
+    lines = [
+        "presets, sets of defaults that --preset auto chooses by the environment (flags that you give have priority):"
+    ]
     for name, values in PRESETS.items():
         text = (
             "  ".join(f"{key}={value}" for key, value in values.items())

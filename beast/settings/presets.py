@@ -1,4 +1,4 @@
-"""Settings that suit a family of environments."""
+"""Presets: sets of defaults that suit a family of environments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WIDEST = {"algorithm": "appo", "model": "mlp"}
 """The algorithm and the model that have all flags which any preset's have: what may be typed before one is chosen."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The paper's settings for Atari are the defaults.
+    # The defaults are the paper's settings for Atari.
     "atari": {},
     # Low-dimensional observations: tuned on CartPole-v1 alone (docs/log.md names what it does not learn yet).
     "classic": {
@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "total_steps": 500_000,
         "learning_rate": 5e-3,
-        # Unclipped rewards make gradients of every size: no clip, and an epsilon that damps the small ones.
+        # Unclipped rewards make gradients of any size: they are not clipped, and a large epsilon damps small ones.
         "epsilon": 1.0,
         "grad_norm_clipping": 0.0,
         "baseline_cost": 0.1,
@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "entropy_cost": 0.005,
         "use_lstm": True,
     },
-    # First-person 3-D tasks, the paper's appendix D: one point inside the ranges that it searched.
+    # First-person 3-D tasks (the paper's appendix D): one point within the ranges that the paper searched.
     "dmlab": {
         "model": "impala_resnet",
         "use_lstm": True,

@@ -1,1 +1,1 @@
-"""Shared memory of a run, and who holds what: unrolls on their way to the learner, weights on their way back."""
+"""The shared memory of a run: unrolls on their way to the learner, weights on their way back, and who holds which part."""

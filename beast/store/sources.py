@@ -1,4 +1,4 @@
-"""Where the learner's work comes from. A source alone decides when slots of the store go back and are handed out again."""
+"""Sources of the learner's work. A source alone decides when slots of the store are freed and handed out again."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from beast.store.unrolls import Episode, UnrollStore
 
 
 class Work(NamedTuple):
-    """One unit for the learner: what is done with it is published, saved and stopped as a whole."""
+    """One unit for the learner; publishing, saving and stopping happen only between units."""
 
     steps: int
-    """Agent steps that count: those that nobody has learned from before."""
+    """Agent steps that count: those that were not learned from before."""
     versions: torch.Tensor
-    """int64, any shape: the version of the policy that acted, for each of those steps; on the CPU."""
+    """int64 of any shape, on the CPU: the version of the policy that acted, for each of those steps."""
     episodes: list[Episode]
-    """Full games that ended in it."""
+    """Full games that ended in the unit."""
     batch: Batch | None = None
-    """As the store gave it, on the CPU; None if the work came as a gradient."""
+    """Batch as the store returned it, on the CPU; None if the work came as a gradient."""
     gradient: Gradient | None = None
-    """Computed elsewhere."""
+    """Gradient that was computed elsewhere; None if the work came as a batch."""
     slots: tuple[int, ...] = ()
-    """Of the store, if they are still taken."""
+    """Slots of the store that this unit still holds."""
 
 
 class Source(Protocol):
-    """What the learner asks for work. Its threads may ask at the same time."""
+    """What the learner asks for work. Several learner threads may ask at the same time."""
 
     def next(self, timeout: float) -> Work | None:
-        """The next unit, or None if there is none within `timeout` seconds."""
+        """Return the next unit, or None if none comes within `timeout` seconds."""
 
     def done(self, work: Work) -> None:
-        """Hear that a unit was learned from and that what came of it is published."""
+        """Note that a unit was learned from and that the resulting weights are published."""
 
     @property
     def behind(self) -> bool:
-        """Whether the next unit is there already: then it is the learner that limits the speed."""
+        """Whether the next unit is waiting already: then the learner limits the speed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold of work that nobody took yet: tensors and plain types."""
+        """Return what a checkpoint must hold of work that was not taken yet: tensors and plain types."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave, before anything else happens."""
+        """Restore what `state_dict` returned. Call it before anything else."""
 
 
 class StoreSource:
-    """Batches from the unroll store; actors never wait for the learner, so slots are free again as soon as they are copied.
+    """Batches from the unroll store; slots are freed as soon as they are copied, so that actors never wait for the learner.
 
     Args:
         store: filled by the actors.
-        batch_size: unrolls a batch.
+        batch_size: unrolls in a batch.
         clock: times `wait` and `batch`.
     """
 
@@ -62,6 +62,7 @@ class StoreSource:
         self._store, self._batch_size, self._clock = store, batch_size, clock
 
     def next(self, timeout: float) -> Work | None:
+        """Copy the oldest full slots into a batch and free them; None if there are too few within `timeout` seconds."""
         with self._clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
@@ -72,14 +73,17 @@ class StoreSource:
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch)
 
     def done(self, work: Work) -> None:
-        pass
+        """Do nothing: the slots are free already."""
 
     @property
     def behind(self) -> bool:
+        """Whether the store holds another full batch."""
         return self._store.fill()["full"] >= self._batch_size
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the unrolls that no batch has taken."""
         return {"unlearned": self._store.unlearned()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the unrolls of `state_dict` back into the store."""
         self._store.put_back(state["unlearned"])

@@ -1,9 +1,9 @@
-"""The unroll store: preallocated shared tensors, one per field, `[num_buffers, rows, ...]`; integers say who may touch what.
+"""The unroll store: preallocated shared tensors, one for each field, `[num_buffers, rows, ...]`, and an account of the slots.
 
-Who holds a slot, at any moment, is one of: the free list, a worker (who writes it), the full list, a batch being read.
-The parent keeps that account alone. It hands free slots to each worker through that worker's own pipe, and gets full ones
-back through one pipe that all workers write to. A pipe write of a few integers is atomic, so there is no lock anywhere
-that a killed process could keep, and what a dead worker held is known exactly: `detach` takes it back.
+A slot is, at any moment, in one of these: the free list, a worker (which writes it), the full list, a batch being read.
+The parent alone keeps that account. It sends free slots to each worker through that worker's own pipe, and receives full
+ones through one pipe that all workers write to. A pipe write of a few integers is atomic, so there is no lock that a
+killed process could keep, and the slots of a dead worker are known exactly: `detach` takes them back.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from beast.processes.shared import SharedArrays
 
 _INT = np.dtype(np.int32)
 _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
-_PIPE_SIZE = 1 << 16  # bytes that a pipe holds if nobody asks for more
-_CHUNK = select.PIPE_BUF // _INT.itemsize  # integers that one write moves atomically
+_PIPE_SIZE = 1 << 16  # bytes that a pipe holds by default
+_CHUNK = select.PIPE_BUF // _INT.itemsize  # integers that one atomic write can hold
 
 
 @dataclass(frozen=True)
 class UnrollSpec:
-    """What one step looks like: from the environment's spaces, the policy's distribution and the model's state."""
+    """The specs of one step, from the environment's spaces, the policy's distribution and the model's state."""
 
     observation: Nested
     action: ArraySpec
@@ -42,18 +42,18 @@ class UnrollSpec:
     core_state: Nested
     metric_names: tuple[str, ...] = ()
     extra: Mapping[str, ArraySpec] = field(default_factory=dict)
-    """Columns from the environment, a row each: keys of its `info` that it, or the algorithm, declares."""
+    """Columns from the environment for each row: keys of its `info` that it or the algorithm declares."""
     agent_extra: Mapping[str, ArraySpec] = field(default_factory=dict)
-    """Columns from the model, a step each, that it declares."""
+    """Columns from the model for each step, which it declares."""
 
     def slots(self, num_buffers: int, unroll_length: int) -> dict[str, Any]:
-        """Specs of the store's arrays, `[num_buffers, ...]`."""
+        """Return the specs of the store's arrays, `[num_buffers, ...]`."""
 
         def column(rows: int, shape: tuple[int, ...] = (), dtype: Any = np.float32) -> ArraySpec:
             return ArraySpec((num_buffers, rows, *shape), np.dtype(dtype))
 
         def observation(spec: ArraySpec) -> ArraySpec:
-            if spec.stack > 1:  # a blank frame, the history before row 0, a frame a row
+            if spec.stack > 1:  # a blank frame, the history before row 0, one frame for each row
                 return column(spec.stack + rows, spec.shape[1:], spec.dtype)
             return column(rows, spec.shape, spec.dtype)
 
@@ -79,24 +79,24 @@ class UnrollSpec:
 
 
 class Episode(NamedTuple):
-    """A full game that ended inside a batch."""
+    """A full game that ended within a batch."""
 
     episode_return: float
     episode_steps: int
     metrics: dict[str, float]
     actor: int = -1
-    """The number of the actor that played it."""
+    """Number of the actor that played it."""
 
 
 class UnrollWriter:
-    """Writes rows into slots, in place. `slots` is `[E]` int, one slot for each actor of the caller."""
+    """A writer of rows into slots, in place. `slots` is `[E]` int, one slot for each actor of the caller."""
 
     def __init__(self, spec: UnrollSpec, arrays: dict[str, Any]) -> None:
         self._arrays = arrays
         self._stacks = map_nested(lambda s: s.stack, spec.observation)
 
     def begin(self, slots: Array, core_state: Nested, actors: tuple[int, ...]) -> None:
-        """Store who writes these slots, and the recurrent state `[E, ...]` that the policy has before row 0."""
+        """Store which actors write these slots, and the policy's recurrent state `[E, ...]` before row 0."""
         self._arrays["actor"][slots] = actors
         for array, state in zip(flatten(self._arrays["core_state"]), flatten(core_state), strict=True):
             array[slots] = state
@@ -126,7 +126,7 @@ class UnrollWriter:
             array[slots, row] = env.extra[name]
 
     def write_agent(self, slots: Array, row: int, chosen: Chosen, policy_version: int) -> None:
-        """Store the policy's side of a row, and the version of the weights that chose."""
+        """Store the policy's side of a row, and the version of the weights that chose the action."""
         arrays = self._arrays
         arrays["action"][slots, row] = chosen.action
         arrays["behaviour_logits"][slots, row] = chosen.logits
@@ -136,7 +136,7 @@ class UnrollWriter:
 
 
 class WorkerPort:
-    """A worker's end of the store: take free slots, write them, commit them. Pickles into a child process."""
+    """A worker's end of the store: it takes free slots, writes them and commits them. It pickles into a child process."""
 
     def __init__(self, spec: UnrollSpec, shared: SharedArrays, free_fd: int, full_fd: int, group: int) -> None:
         self._spec, self._shared, self._group = spec, shared, group
@@ -152,11 +152,11 @@ class WorkerPort:
         self.__init__(state["spec"], state["shared"], free_fd, full_fd, state["group"])  # type: ignore[misc]
 
     def fileno(self) -> int:
-        """Readable when slots are there to `acquire` (for poll)."""
+        """Return the descriptor that is readable when slots are there to `acquire` (for poll)."""
         return self._free_fd
 
     def acquire(self, timeout: float) -> Array | None:
-        """`[group]` free slots, or None if none came within `timeout` seconds.
+        """Return `[group]` free slots, or None if none come within `timeout` seconds.
 
         Raises:
             StoreClosed: when the parent has closed the store.
@@ -165,7 +165,7 @@ class WorkerPort:
             return None
         wanted = self._group * _INT.itemsize
         data = b""
-        while len(data) < wanted:  # written in one go, so the rest of it is there or about to be
+        while len(data) < wanted:  # written at once, so the rest is there or arrives immediately
             piece = os.read(self._free_fd, wanted - len(data))
             if not piece:
                 raise StoreClosed("the unroll store is closed")
@@ -185,11 +185,11 @@ class WorkerPort:
 
 
 class UnrollStore:
-    """The parent's side: owns the memory, the account of who holds what, and the batches.
+    """The parent's side of the store: the memory, the account of slots, and the batches.
 
     Args:
-        spec: of one step.
-        num_buffers: slots; at least actors + batch_size, or everyone could wait for everyone.
+        spec: spec of one step.
+        num_buffers: number of slots; at least actors + batch_size, or actors and learner could wait for each other.
         unroll_length: T.
     """
 
@@ -201,16 +201,16 @@ class UnrollStore:
         self._tensors = map_nested(torch.from_numpy, self.arrays)
         self._full_read, self._full_write = os.pipe()
         os.set_blocking(self._full_read, False)
-        self._lock = threading.Lock()  # among the parent's threads only
+        self._lock = threading.Lock()  # for the parent's threads only
         self._closed = False
         self._free = deque(range(num_buffers))
         self._full: deque[int] = deque()
-        self._held: dict[int, set[int]] = {}  # worker -> slots it may write
+        self._held: dict[int, set[int]] = {}  # worker -> slots that it may write
         self._groups: dict[int, int] = {}
         self._pipes: dict[int, tuple[int, int]] = {}
 
     def _fill_with_absurd_values(self) -> None:
-        """So that a row that nobody wrote shows in the first loss that it touches."""
+        """Fill all slots with absurd values, so that a row that was not written shows in the first loss."""
         for array in flatten(self.arrays):
             if array.dtype.kind == "f":
                 array.fill(np.nan)
@@ -221,13 +221,13 @@ class UnrollStore:
 
         def blank(spec: ArraySpec, array: Array) -> None:
             if spec.stack > 1:
-                array[:, 0] = 0  # what `restack` shows for frames before an episode's first; never written again
+                array[:, 0] = 0  # the blank frame of `restack`; never written again
 
         map_nested(blank, self.spec.observation, self.arrays["observation"])
 
     @property
     def nbytes(self) -> int:
-        """Shared memory in bytes."""
+        """Size of the shared memory in bytes."""
         return self._shared.nbytes
 
     # -- workers ------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class UnrollStore:
         """Open a port for a worker that writes `group` unrolls at a time.
 
         Raises:
-            MemoryError: if no pipe can hold two groups of slots, which are handed out before anyone reads.
+            MemoryError: if no pipe can hold two groups of slots, which are sent before the worker reads.
         """
         free_read, free_write = os.pipe()
         _make_room(free_write, 2 * group * _INT.itemsize)
@@ -248,9 +248,9 @@ class UnrollStore:
         return WorkerPort(self.spec, self._shared, free_read, self._full_write, group)
 
     def detach(self, worker: int) -> int:
-        """Take back all that a dead worker held; returns how many unrolls were lost half-written."""
+        """Take back all slots of a dead worker; return how many unrolls were lost unfinished."""
         with self._lock:
-            self._collect_full()  # what it committed before it died is whole, and counts
+            self._collect_full()  # what it committed before it died is complete and is kept
             lost = self._held.pop(worker)
             self._free.extend(lost)
             del self._groups[worker]
@@ -260,7 +260,7 @@ class UnrollStore:
         return len(lost)
 
     def _hand_out(self) -> None:
-        """Give free slots to the workers with the fewest, a whole group at a time, two groups each at most."""
+        """Send free slots to the workers that hold the fewest, a whole group at a time, at most two groups to each."""
         while self._groups:
             worker = min(self._groups, key=lambda w: len(self._held[w]) / self._groups[w])
             group = self._groups[worker]
@@ -285,12 +285,14 @@ class UnrollStore:
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def next_slots(self, batch_size: int, timeout: float) -> list[int] | None:
-        """The `batch_size` oldest full slots, or None if there are not as many within `timeout` seconds, or it is closed."""
+        """Return the `batch_size` oldest full slots; None if there are fewer after `timeout` seconds or the store is closed."""
         deadline = time.monotonic() + timeout
         while True:
-            remaining = deadline - time.monotonic()  # before the look, so that the last look is after the end
+            remaining = (
+                deadline - time.monotonic()
+            )  # taken before the check, so that the last check comes after the deadline
             with self._lock:
-                if self._closed:  # its descriptors may be another file's by now
+                if self._closed:  # its descriptors may belong to another file by now
                     return None
                 self._collect_full()
                 self._hand_out()
@@ -301,7 +303,7 @@ class UnrollStore:
             _readable(self._full_read, remaining)
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
-        """Copy slots into a batch (a stacked observation still as frames, see `restack`); they stay taken until `free`."""
+        """Copy slots into a batch; they stay taken until `free`. Stacked observations are still frames (see `restack`)."""
         index = torch.tensor(slots)
 
         def rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -324,13 +326,13 @@ class UnrollStore:
         return batch, self._episodes(slots)
 
     def free(self, slots: list[int]) -> None:
-        """Give slots back that were read; from now on workers may write them again."""
+        """Free slots that were read, so that workers may write them again."""
         with self._lock:
             self._free.extend(slots)
             self._hand_out()
 
     def _episodes(self, slots: list[int]) -> list[Episode]:
-        returns = self.arrays["episode_return"][slots, 1:]  # row 0 is the row T of the unroll before
+        returns = self.arrays["episode_return"][slots, 1:]  # row 0 repeats row T of the previous unroll
         names = self.spec.metric_names
         return [
             Episode(
@@ -343,17 +345,17 @@ class UnrollStore:
         ]
 
     def unlearned(self) -> list[torch.Tensor]:
-        """Whole unrolls that no batch has taken yet, oldest first: a copy of each field, `[n, ...]`."""
+        """Return a copy of the complete unrolls that no batch has taken yet, oldest first: each field `[n, ...]`."""
         with self._lock:
             self._collect_full()
             slots = list(self._full)
         return [tensor[slots] for tensor in flatten(self._tensors)]
 
     def put_back(self, fields: list[torch.Tensor]) -> None:
-        """What `unlearned` gave, before any worker is attached."""
+        """Restore what `unlearned` returned. Call it before any worker is attached."""
         slots = [self._free.popleft() for _ in range(len(fields[0]))]
         for tensor, values in zip(flatten(self._tensors), fields, strict=True):
-            if tensor is self._tensors["metrics"]:  # of an older version, which knew fewer
+            if tensor is self._tensors["metrics"]:  # an older version stored fewer metrics
                 tensor[slots] = torch.nan
                 tensor[slots, :, : values.shape[2]] = values
             else:
@@ -361,14 +363,14 @@ class UnrollStore:
         self._full.extend(slots)
 
     def fill(self) -> dict[str, int]:
-        """How many slots are free, with workers, full."""
+        """Return how many slots are free, with workers, and full."""
         with self._lock:
             self._collect_full()
             held = sum(len(slots) for slots in self._held.values())
             return {"free": len(self._free), "held": held, "full": len(self._full)}
 
     def close(self) -> None:
-        """Close the pipes: workers that wait for slots see the end, and so does `next_slots` when its time is up."""
+        """Close the pipes: waiting workers see the end, and so does `next_slots` when its time is up."""
         with self._lock:
             self._closed = True
             for fds in self._pipes.values():
@@ -381,7 +383,7 @@ class UnrollStore:
 
 
 def _make_room(pipe: int, size: int) -> None:
-    """Let a pipe hold `size` bytes, so that whoever writes as much never waits."""
+    """Enlarge a pipe to hold `size` bytes, so that writing that many never blocks."""
     if size <= _PIPE_SIZE:
         return
     try:

@@ -1,10 +1,10 @@
 """The newest policy, in shared memory, read without a lock.
 
-Two copies of the flat vectors: parameters in the dtype that the policy computes in, running statistics in float32. The
-learner writes publication number n into copy n % 2 and then announces n; a reader copies the announced one and checks that
-the learner did not begin to write that copy again meanwhile. It retries if so, which takes a learner that publishes twice
-within one memory copy. Thus no reader waits, no writer waits, and nothing torn is ever used. Publications are numbered
-apart from updates: the policy's version is kept beside each copy, and may rise by any number from one to the next.
+There are two copies of the flat vectors: parameters in the policy's dtype, running statistics in float32. The learner
+writes publication number n into copy n % 2 and then announces n; a reader copies the announced one and checks that the
+learner has not begun to overwrite that copy meanwhile. If it has, the reader tries again; that needs a learner that
+publishes twice within one memory copy. So neither readers nor the writer wait, and no torn copy is ever used.
+Publications are numbered apart from updates: each copy also holds the policy's version, which may rise by any number.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from beast.processes.shared import SharedArrays
 
 
 class Weights:
-    """Shared by one writer and any number of readers; pickles into child processes.
+    """The newest weights, shared by one writer and any number of readers. It pickles into child processes.
 
     Args:
-        size: how many parameters.
-        dtype: what the policy acts in.
-        num_statistics: how many float32 numbers go with them.
+        size: number of parameters.
+        dtype: dtype in which the policy acts.
+        num_statistics: number of float32 running statistics.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, num_statistics: int = 0) -> None:
@@ -46,7 +46,7 @@ class Weights:
 
     @classmethod
     def like(cls, flat: FlatModel) -> Weights:
-        """With room for this model's vectors."""
+        """Make room for this model's vectors."""
         return cls(flat.parameters.numel(), flat.parameters.dtype, flat.statistics.numel())
 
     def _view(self) -> None:
@@ -69,17 +69,17 @@ class Weights:
         return -1 if number < 0 else int(self._versions[number % 2])
 
     def publish(self, parameters: torch.Tensor, version: int, statistics: torch.Tensor | None = None) -> None:
-        """Write a new version (the learner alone).
+        """Write a new version. Only the learner may call this.
 
         Args:
-            parameters: `[size]` of this dtype, on any device.
-            version: how many updates they have seen.
+            parameters: `[size]` in this dtype, on any device.
+            version: number of updates that they have seen.
             statistics: `[num_statistics]` float32; None if there are none.
 
         Raises:
-            FloatingPointError: if it is not all finite; readers keep the version before it.
+            FloatingPointError: if a number is not finite; readers keep the last version.
         """
-        vectors = [parameters.cpu(), *([] if statistics is None else [statistics.cpu()])]  # waits for a GPU, this once
+        vectors = [parameters.cpu(), *([] if statistics is None else [statistics.cpu()])]  # the only wait for a GPU
         if not all_finite(vectors):
             raise FloatingPointError(
                 f"the weights of update {version} are infinite or NaN: try a lower --learning_rate"
@@ -92,7 +92,7 @@ class Weights:
         self._announced[0] = number
 
     def read(self, parameters: torch.Tensor, statistics: torch.Tensor | None = None) -> int:
-        """Copy the newest publication into vectors of the same sizes and dtypes; returns its version.
+        """Copy the newest publication into vectors of the same sizes and dtypes, and return its version.
 
         Raises:
             RuntimeError: if nothing was published yet.

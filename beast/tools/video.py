@@ -22,7 +22,7 @@ def record(task: Task, agent: Agent, seed: int, folder: Path) -> Path:
         task: of the run.
         agent: chooses the actions.
         seed: of the environment.
-                folder: directory for the video; made if it is missing.
+        folder: directory for the video; made if it is missing.
 
     Raises:
         EnvError: if the environment cannot render.

@@ -90,6 +90,10 @@ def conduct(
     """Run one part in a process of its own, for so long at most; figures are written as they come.
 
     Args:
+        part: the part to run.
+        seconds: most that it may take.
+        on_gpu: whether a GPU is measured.
+        results: takes the figures.
         on_point: is told a point's name and the line that the part wrote of it.
     """
     found, began = results.part(part.name), time.monotonic()

@@ -22,7 +22,9 @@ def rate(processes: int, games: int, seconds: float) -> dict[str, Any]:
     """Agent steps a second of wall time, all processes together, each bound to a core of its own.
 
     Args:
-        games: in each process.
+        processes: how many, each bound to a core.
+        games: number in each process.
+        seconds: how long to measure.
     """
     context = multiprocessing.get_context("fork")
     together = context.Barrier(processes)

@@ -53,6 +53,7 @@ class Session:
         """Measure one point after the other; one that fails does not hold the others.
 
         Args:
+            points: functions that measure, by name.
             needs: seconds that a point takes at least; none is begun that would not fit, if it takes as long as the last.
         """
         last = 0.0

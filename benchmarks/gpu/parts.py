@@ -96,6 +96,7 @@ class Outcomes:
         return True
 
     def pytest_runtest_logreport(self, report: Any) -> None:
+        """Report a test's outcome, its duration and the last line of its error."""
         if report.when == "call" or report.outcome != "passed":
             error = report.longrepr if isinstance(report.longrepr, tuple) else [str(report.longrepr or "")]
             line = next((line for line in str(error[-1]).splitlines()[::-1] if line.strip()), "")
@@ -195,7 +196,10 @@ def profile_of(flags: dict[str, Any], warm_up: float, seconds: float, patience: 
     """What `run.py profile` finds with these flags, the command that finds it again, and what nvidia-smi saw meanwhile.
 
     Args:
-        patience: seconds that it may take in all.
+        flags: of the trainer, by name.
+        warm_up: seconds before measuring.
+        seconds: how long to measure.
+        patience: seconds that it may take in total.
 
     Raises:
         RunFailed: if it ends with an error, or not in time.

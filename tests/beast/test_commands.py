@@ -25,7 +25,7 @@ SERIAL = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--num_acto
 
 def fields(model: str | None = None) -> dict[str, Any]:
     return {
-        field.name: field for group in Config.groups("impala", model).values() for field in dataclasses.fields(group)
+        field.name: field for group in Config.sections("impala", model).values() for field in dataclasses.fields(group)
     }
 
 
@@ -41,7 +41,7 @@ def test_help_shows_every_flag_of_every_group(call, command):
     done = call(*command, "--model", "mlp", "--help-all")
     assert done.code == 0
     assert not done.err
-    for group in Config.groups(**WIDEST).values():
+    for group in Config.sections(**WIDEST).values():
         assert group.__doc__.splitlines()[0] + ":" in done.out
         docs = field_docs(group)
         for field in dataclasses.fields(group):
@@ -53,7 +53,7 @@ def test_help_shows_every_flag_of_every_group(call, command):
 
 
 def test_every_flag_has_a_help_text():
-    for group in Config.groups(**WIDEST).values():
+    for group in Config.sections(**WIDEST).values():
         assert field_docs(group).keys() >= {field.name for field in dataclasses.fields(group)}
 
 
@@ -69,7 +69,7 @@ def test_every_flag_of_the_help_has_a_text_of_its_own(call, command):
 
 
 def test_every_setting_is_explained_by_whole_sentences():
-    groups = [*Config.groups("examples.custom_algorithm", "mlp").values(), *Config.groups(**WIDEST).values()]
+    groups = [*Config.sections("examples.custom_algorithm", "mlp").values(), *Config.sections(**WIDEST).values()]
     for group in groups:
         for name, text in field_docs(group).items():
             assert text[:1].isupper(), name

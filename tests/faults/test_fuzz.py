@@ -28,7 +28,7 @@ FUZZ = settings(
     derandomize=True, database=None, deadline=None, max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
-GROUPS = Config.groups("impala", "mlp").values()
+GROUPS = Config.sections("impala", "mlp").values()
 FIELDS = {field.name: field for group in GROUPS for field in dataclasses.fields(group)}
 WORDS = st.sampled_from(
     ["", "0", "-1", "1", "2.5", "1e400", "nan", "inf", "none", "true", "[]", "{}", '{"a": 1}', "é", "-"]

@@ -295,7 +295,7 @@ def test_every_setting_that_names_code_is_on_the_list():
 
     said = {
         name
-        for group in Config.groups("impala", None).values()
+        for group in Config.sections("impala", None).values()
         for name, text in field_docs(group).items()
         if "my_package" in text
     }

@@ -29,12 +29,12 @@ class Algorithm:
     """What the learner asks an algorithm for.
 
     Args:
-        config: the module's `Config`, as the flags have it.
-        distribution: of the policy.
+        config: the module's `Config`, as set by flags.
+        distribution: of the action space.
     """
 
     info_columns: Mapping[str, ArraySpec] = {}
-    """What it wants of each step beside the usual: keys of the environment's `info`, kept as `Batch.extra` `[T+1, B, ...]`."""
+    """Further columns that it needs of each step: keys of the environment's `info`, in `Batch.extra` as `[T+1, B, ...]`."""
 
     def __init__(self, config: Any, distribution: Distribution) -> None:
         self.config, self.distribution = config, distribution
@@ -45,10 +45,10 @@ class Algorithm:
             self.module.discounted_returns = RunningStatistics(1)
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        """One scalar loss and its terms for each pass over a batch.
+        """Yield one scalar loss and its terms by name for each pass over a batch.
 
-        Between one and the next an update has been made, so `forward(batch)` answers with newer weights. All passes are one
-        unit: steps count once, and nothing is published, saved or stopped in between.
+        Between two passes an update is made, so `forward(batch)` returns the outputs of newer weights. All passes are one unit:
+        steps count once, and nothing is published, saved or stopped in between.
         """
         raise NotImplementedError
 
@@ -66,36 +66,38 @@ class Algorithm:
         return batch._replace(reward=(batch.reward * (returns.variance + 1e-8).rsqrt()).clamp(-10.0, 10.0))
 
     def after_update(self, parameters: Tensors, before: Tensors, now: Tensors) -> None:
-        """Change the float32 parameters after the optimiser's step, in place.
+        """Change the float32 parameters in place after the optimiser's step.
+
+        What it does is undone if the update is skipped. It must not wait for the device.
 
         Args:
             parameters: views by name, the algorithm's own as `algorithm.NAME`.
-            before, now: running statistics by name, as they were and with this update's sums merged in.
-
-        What it does is undone if the update is skipped. It must not wait for the device.
+            before: running statistics by name, before this update.
+            now: running statistics by name, with this update's sums merged.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What else it must keep over a resume: tensors and plain types."""
+        """Return what else it must keep when the run is resumed: tensors and plain types."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 class PlainLoss(Algorithm):
-    """The short form: one pass with a function `loss`."""
+    """The short form of an algorithm: one pass with a function `loss`."""
 
     def __init__(self, config: Any, distribution: Distribution, loss: Loss) -> None:
         super().__init__(config, distribution)
         self._loss = loss
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Yield the loss of the only pass and its terms."""
         yield self._loss(forward(batch), self.scaled(batch), self.distribution, self.config)
 
 
 def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algorithm:
-    """The algorithm that a module defines, in either form."""
+    """Make the algorithm that a module defines, in either form."""
     if hasattr(module, "Algorithm"):
         algorithm: Algorithm = module.Algorithm(config, distribution)
         return algorithm
@@ -103,7 +105,7 @@ def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algori
 
 
 def algorithm_module(name: str) -> Any:
-    """The module of an algorithm: it defines `Config`, and `loss` or `Algorithm` (see `beast/core/algorithms/__init__.py`).
+    """Import an algorithm's module, which defines `Config`, and `loss` or `Algorithm` (see the docstring of this file).
 
     Raises:
         ConfigError: if there is none.

@@ -1,7 +1,7 @@
 """Asynchronous PPO: the clipped surrogate of Schulman et al. (2017, equation 7) on V-trace targets, several passes a batch.
 
-What Sample Factory and RLlib call APPO. V-trace's targets and advantages are computed anew in each pass, with the weights that
-the passes before it have led to; the policy is held near the one that acted, whose logits the batch has.
+Sample Factory and RLlib call it APPO. Each pass recomputes V-trace's targets and advantages with the weights of the passes
+before it; the policy is kept near the one that acted, whose logits the batch holds.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Config(impala.Config):
     """Loss (APPO)"""
 
     passes: int = 2
-    """How often each batch is learned from; its steps count once."""
+    """How many passes the learner makes over each batch; its steps count once."""
     clip_ratio: float = 0.2
-    """Let the policy gain nothing from a probability that differs from the acting policy's by more than this part of it."""
+    """How far the policy moves from the one that acted: beyond a probability ratio of 1 +- this number it gains nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +63,9 @@ def loss(
 
 
 class Algorithm(algorithms.Algorithm):
-    """Several passes of `loss`."""
+    """An algorithm that makes several passes of `loss` over each batch."""
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Yield the loss of each pass and its terms by name."""
         for _ in range(self.config.passes):
             yield loss(forward(batch), self.scaled(batch), self.distribution, self.config)

@@ -1,8 +1,8 @@
-"""The four ways to treat data of older policies that the paper compares (Espeholt et al. 2018, section 5.2.2 and table 2).
+"""The four corrections for data of older policies that the paper compares (Espeholt et al. 2018, section 5.2.2, table 2).
 
-Each maps log(pi / mu) of the actions taken to three weights: of the temporal differences in the value targets, of the traces
-between them, and of the policy gradient; and log pi to what is differentiated. Steps that are none (resets) have a log
-weight of minus infinity, and weigh nothing in all four.
+Each maps log(pi / mu) of the actions taken to three weights: of the temporal differences in the value targets, of the
+traces between them, and of the policy gradient; and it maps log pi to what is differentiated. Resets, which are no steps,
+have a log weight of minus infinity and no weight in any of the four.
 """
 
 from __future__ import annotations
@@ -13,44 +13,51 @@ from typing import NamedTuple, Protocol
 import torch
 
 EPSILON = 1e-6
-"""Of the epsilon-correction: keeps log(pi + epsilon) finite where the newer policy has all but given an action up."""
+"""Constant of the epsilon-correction: log(pi + epsilon) stays finite where the newer policy hardly takes an action."""
 
 
 class Clips(Protocol):
     """The part of a loss's settings that is needed here."""
 
     @property
-    def clip_rho_threshold(self) -> float | None: ...
+    def clip_rho_threshold(self) -> float | None:
+        """Clip of the weights in the value targets (rho bar); None does not clip."""
+
     @property
-    def clip_pg_rho_threshold(self) -> float | None: ...
+    def clip_pg_rho_threshold(self) -> float | None:
+        """Clip of the weights in the policy gradient; None does not clip."""
+
     @property
-    def clip_c_threshold(self) -> float | None: ...
+    def clip_c_threshold(self) -> float | None:
+        """Clip of the trace coefficients (c bar); None does not clip."""
+
     @property
-    def trace_lambda(self) -> float: ...
+    def trace_lambda(self) -> float:
+        """Factor on the trace coefficients (lambda)."""
 
 
 class Weights(NamedTuple):
-    """`[T, B, ...]` each, without gradient."""
+    """The weights of all steps, `[T, B, ...]` each, without gradient."""
 
     target: torch.Tensor
-    """rho of the temporal differences."""
+    """Weight rho of each temporal difference."""
     trace: torch.Tensor
-    """c between them, trace_lambda included."""
+    """Trace coefficient c between temporal differences, including trace_lambda."""
     policy: torch.Tensor
-    """Of the policy gradient."""
+    """Weight of each step in the policy gradient."""
 
 
 class Correction(NamedTuple):
-    """One of the four."""
+    """One of the four corrections."""
 
     weights: Callable[[torch.Tensor, Clips], Weights]
-    """From log(pi / mu), `[T, B, ...]`."""
+    """Maps log(pi / mu), `[T, B, ...]`, to the weights."""
     log_policy: Callable[[torch.Tensor], torch.Tensor]
-    """From log pi of the actions taken to what the policy gradient is the gradient of."""
+    """Maps log pi of the actions taken to what the policy gradient differentiates."""
 
 
 def clip(weights: torch.Tensor, threshold: float | None) -> torch.Tensor:
-    """None: no clip."""
+    """Clip weights at a threshold; None does not clip."""
     return weights if threshold is None else weights.clamp(max=threshold)
 
 
@@ -75,4 +82,4 @@ CORRECTIONS: dict[str, Correction] = {
     "epsilon": Correction(_uncorrected, lambda log_pi: (log_pi.exp() + EPSILON).log()),
     "none": Correction(_uncorrected, lambda log_pi: log_pi),
 }
-"""By the name that `--correction` gives."""
+"""The corrections by their names in `--correction`."""

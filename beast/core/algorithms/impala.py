@@ -18,7 +18,7 @@ class Config:
     """Loss (IMPALA)"""
 
     discounting: float = 0.99
-    """How much a reward one step later counts (gamma)."""
+    """The discount factor (gamma): how much a reward one step later counts."""
     baseline_cost: float = 0.5
     """The weight of the value loss."""
     entropy_cost: float = 0.01
@@ -34,13 +34,13 @@ class Config:
     """The largest of the factors that carry V-trace's corrections back in time (c bar in the paper); none means
     unlimited."""
     trace_lambda: float = 1.0
-    """A factor on those factors (lambda in the paper); below 1 corrections reach less far back."""
+    """A factor on V-trace's trace coefficients c (lambda in the paper); below 1, corrections reach less far back in time."""
     squashed_entropy: bool = False
-    """Reward the entropy of continuous actions as the environment's bounds leave them, not that of the Gaussian before them,
-    which grows with the width even where every action lies at a bound already."""
+    """Reward the entropy of continuous actions after they are squashed into the environment's bounds, not that of the Gaussian
+    before, which grows with the deviation even where every action lies at a bound already."""
     scale_rewards: bool = False
-    """Divide rewards by the running standard deviation of the discounted return so far, and clip them to [-10, 10] then, so
-    that tasks of any scale have the same gradients. Logged returns are never scaled."""
+    """Divide rewards by the running standard deviation of the discounted return and clip them to [-10, 10], so that tasks of
+    any reward scale have similar gradients. Logged returns are never scaled."""
     correction: str = "vtrace"
     """How data of older policies is treated: vtrace; or, to compare with it as the paper does, one_step (only the policy
     gradient is weighted), epsilon (log(pi + 1e-6) is differentiated) or none."""
@@ -77,21 +77,23 @@ REWARD_CLIPPING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def loss(
     outputs: ModelOutput, batch: Batch, distribution: Distribution, config: Config
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Policy-gradient, value and entropy terms, summed over T and B.
+    """Compute the policy-gradient, value and entropy terms, summed over T and B.
 
     Args:
-        outputs: of the learner's model on all T+1 rows of `batch`.
+        outputs: the learner's model on all T+1 rows of `batch`.
         batch: see `beast/core/data.py` for the alignment of rows.
+        distribution: of the action space.
+        config: settings of the loss.
 
     Returns:
-        The scalar loss, and its terms by name for the logs (no gradient).
+        The scalar loss, and its terms by name for the logs (without gradient).
     """
     target_logits = outputs.policy_logits[:-1]  # [T, B, P]
     values, bootstrap_value = outputs.value[:-1], outputs.value[-1]  # [T, B], [B]
 
     rewards = REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])  # [T, B]
     discounts = config.discounting * (~batch.terminated[1:]).float()  # [T, B]
-    # A reset is no step of the policy: importance weight 0 takes it out of every term but the entropy.
+    # A reset is no step of the policy: importance weight 0 removes it from every term except the entropy.
     real = ~batch.first[1:]  # [T, B]
 
     target_log_prob = distribution.log_prob(target_logits, batch.action)
@@ -123,6 +125,8 @@ def entropy_terms(
     Args:
         logits: `[T, B, P]`.
         real: `[T, B]` bool; the others are resets.
+        distribution: of the policy.
+        config: which entropy, and its weight.
     """
     entropy_of = distribution.squashed_entropy if config.squashed_entropy else distribution.entropy
     entropy = torch.where(real, entropy_of(logits), 0.0).sum()

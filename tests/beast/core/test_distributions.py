@@ -13,7 +13,8 @@ from gymnasium.vector.utils import batch_space, iterate
 from torch.testing import assert_close
 
 from beast.core.data import flatten, map_nested
-from beast.core.distributions import bounded, distribution_for
+from beast.core.distributions import distribution_for
+from beast.core.squashing import bounded
 
 DISCRETE = spaces.Discrete(5)
 MULTI = spaces.MultiDiscrete([3, 2, 4])

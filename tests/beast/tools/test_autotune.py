@@ -102,7 +102,7 @@ def test_flags_written_out_are_read_back():
     values = {"env_kwargs": {"rows": 8}, "use_lstm": True, "full_action_set": False, "learning_rate": 1e-4,
               "clip_rho_threshold": None, "num_actors": 7, "env": "Catch-v0"}  # fmt: skip
     parser = Parser()
-    for group in Config.groups("impala", None).values():
+    for group in Config.sections("impala", None).values():
         parser.add_dataclass(group)
     assert parser.parse(shlex.split(shlex.join(to_arguments(values)))) == values
 
