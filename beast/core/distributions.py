@@ -219,7 +219,7 @@ class SquashedGaussian(Distribution):
         self._whole = space.dtype.kind in "biu"
         below, above = np.abs(low) < UNBOUNDED, np.abs(high) < UNBOUNDED
         self._below, self._above, self._low, self._high = below, above, low, high
-        self._squashings = below & above, below ^ above  # by tanh; by softplus
+        self._squashings = torch.from_numpy(below & above), torch.from_numpy(below ^ above)  # by tanh; by softplus
         if self._whole and (high - low > 2**52).any():
             raise ValueError(f"{space} holds more integers than a Gaussian can tell apart: use MultiDiscrete")
         size = int(np.prod(space.shape))
@@ -259,8 +259,7 @@ class SquashedGaussian(Distribution):
     def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
         """Return `[...]`, in nats, of the actions after squashing."""
         mean, log_std = self._split(params)
-        both, one = (torch.from_numpy(x).to(mean) for x in self._squashings)
-        return self.entropy(params) + mean_log_slopes(mean, log_std.exp(), both, one).sum(-1)
+        return self.entropy(params) + mean_log_slopes(mean, log_std.exp(), *self._squashings).sum(-1)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         """Return actions squashed by tanh: `[K, N]`."""

@@ -28,8 +28,8 @@ def mean_log_slopes(mean: torch.Tensor, std: torch.Tensor, tanh: torch.Tensor, s
     Args:
         mean: `[..., N]` of the Gaussian.
         std: `[..., N]`, its standard deviations.
-        tanh: `[N]`, 1 for numbers with two bounds, else 0.
-        softplus: `[N]`, 1 for numbers with one bound, else 0; numbers without bounds are not squashed.
+        tanh: `[N]` bool, which numbers have two bounds.
+        softplus: `[N]` bool, which have one bound; numbers without bounds are not squashed.
 
     Returns:
         `[..., N]`, in nats.
@@ -38,5 +38,5 @@ def mean_log_slopes(mean: torch.Tensor, std: torch.Tensor, tanh: torch.Tensor, s
     u = mean.unsqueeze(-1) + std.unsqueeze(-1) * nodes  # [..., N, nodes]
     # log(1 - tanh(u)^2), written so that it stays finite; the derivative of softplus is the sigmoid.
     of_tanh = 2 * (math.log(2) - u - F.softplus(-2 * u))
-    log_slopes = tanh.unsqueeze(-1) * of_tanh + softplus.unsqueeze(-1) * F.logsigmoid(u)
-    return (log_slopes * shares).sum(-1)
+    means = ((part * shares).sum(-1) for part in (of_tanh, F.logsigmoid(u)))
+    return sum(kind.to(mean) * part for kind, part in zip((tanh, softplus), means, strict=True))  # type: ignore[return-value]
