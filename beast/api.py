@@ -210,6 +210,10 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
         name = values["resume"] if values["resume"] != "auto" else str(folder)
         path, state = finding.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
         flags = settings_of(path, state, values, trusted)
+        if flags.get("record_unrolls") and not values.get("record_unrolls"):
+            notes.append(
+                f"unrolls are no longer recorded: give --record_unrolls {flags['record_unrolls']!r:.200} again"
+            )
         config, task = resolve_config(run_folder.flags_to_resume(folder, flags, values), complete=True)
         steps = state["learner"]["steps"]
         if steps >= config.learner.total_steps:
@@ -287,9 +291,11 @@ def check_machine(config: Config, task: Task) -> None:
     """Check memory and the limit of open files before anything is written.
 
     Raises:
-        ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised.
+        ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised, or a folder
+            of recordings is wrong.
     """
     from beast.run.memory import check_memory
+    from beast.run.recordings import prepare
 
     check_memory(config, task)
     if (limit := allow_open_files()) < config.open_files:
@@ -297,6 +303,9 @@ def check_machine(config: Config, task: Task) -> None:
             f"up to {config.open_files} open files are needed, the limit is {limit}: raise it (ulimit -n "
             f"{config.open_files}) or lower --num_actor_processes"
         )
+    if folder := config.replay.record_unrolls:
+        make_writable("record_unrolls", Path(folder))
+        prepare(Path(folder), task.unroll, config.actors.unroll_length, task.env.env)
 
 
 def make_writable(flag: str, folder: Path) -> None:

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             order = [("theirs", other), ("ours", ROOT)]
             found = {}
             for name, checkout in order if number % 2 else reversed(order):
-                found[name] = _speed(checkout, Path(scratch), values.seconds, values.flags)
+                found[name] = speed(checkout, Path(scratch), values.seconds, values.flags)
             pairs.append(found)
             print(
                 f"pair {number + 1}: theirs {found['theirs']:,.0f} SPS, ours {found['ours']:,.0f} SPS, "
@@ -74,7 +74,7 @@ def summary(pairs: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def _speed(checkout: Path, scratch: Path, seconds: float, flags: list[str]) -> float:
+def speed(checkout: Path, scratch: Path, seconds: float, flags: list[str]) -> float:
     """Return the steps per second of a run of this checkout."""
     file = scratch / "figures.json"
     own = ["--no_bound", "--warm_up", "3", "--seconds", str(seconds), "--json", str(file)]

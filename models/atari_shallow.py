@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import ActorCritic, ImageInput, check_image_size, conv_size, initialise
+from .base import ActorCritic, ImageConfig, ImageInput, check_image_size, conv_size, initialise
 
 
 class Model(ActorCritic):
@@ -16,9 +17,16 @@ class Model(ActorCritic):
 
     supports_bfloat16 = True
 
-    def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
-        super().__init__(observation_space, action_space, use_lstm, width=512, feed_last_step=True)
-        self.image = ImageInput(observation_space)
+    @dataclass(frozen=True)
+    class Config(ImageConfig):
+        """Model (atari_shallow)"""
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
+    ) -> None:
+        lstm = (config.lstm_size, config.lstm_layers)
+        super().__init__(observation_space, action_space, use_lstm, width=512, feed_last_step=True, lstm=lstm)
+        self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape
         check_image_size("atari_shallow", self.image.shape, 36)
         self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
@@ -26,7 +34,7 @@ class Model(ActorCritic):
         self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
         height, width = (conv_size(conv_size(conv_size(s, 8, 4), 4, 2), 3, 1) for s in (height, width))
         self.fc = nn.Linear(64 * height * width, 512)
-        initialise(self)
+        initialise(self, config.initialisation)
 
     def torso(self, observation: torch.Tensor) -> torch.Tensor:
         """Return features `[N, 512]` of images `[N, C, H, W]` or `[N, H, W, C]`."""

@@ -14,6 +14,7 @@ ActorCritic`; see `models/mlp.py`).
 
 The class may also have `Config`, a frozen dataclass whose fields become flags; and `columns`, a dict of ArraySpec by name:
 arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).
+`micro_batch_rows` is how many rows a CPU learns from at a time, for a model whose activations need much memory.
 `beast.core.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
 """
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -29,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from beast.core import initialisation
 from beast.core.data import ModelInput, ModelOutput, Nested
 from beast.core.distributions import UNBOUNDED, distribution_for
 
@@ -52,35 +55,67 @@ class Head(nn.Linear):
         return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
-class Memory(nn.Module):
-    """An LSTM whose state (h, c), both `[B, size]`, is zeroed before each first row."""
+@dataclass(frozen=True)
+class ImageConfig:
+    """Model (pictures)"""
 
-    def __init__(self, input_size: int, size: int = LSTM_SIZE) -> None:
+    center_pixels: bool = True
+    """Subtract from each channel of a picture its own mean. Without it the network sees pixels / 255, as in the paper."""
+    initialisation: str = "orthogonal"
+    """How weights are initialised: orthogonal, with a nearly uniform first policy, or pytorch, as its layers do by default."""
+    lstm_size: int = LSTM_SIZE
+    """How many units each layer of the LSTM has; 0 means as many as it has inputs."""
+    lstm_layers: int = 1
+    """How many layers the LSTM has."""
+
+    def __post_init__(self) -> None:
+        if self.initialisation not in INITIALISATIONS:
+            allowed = " or ".join(INITIALISATIONS)
+            raise ValueError(f"--initialisation must be {allowed}, got {self.initialisation!r}")
+        for name, least in (("lstm_size", 0), ("lstm_layers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+
+
+class Memory(nn.Module):
+    """An LSTM whose state (h, c), both `[B, layers * size]`, is zeroed before each first row."""
+
+    def __init__(self, input_size: int, size: int = LSTM_SIZE, layers: int = 1) -> None:
         super().__init__()
-        self.size = size
-        self.lstm = nn.LSTM(input_size, size)
+        self.size, self.layers = size, layers
+        self.lstm = nn.LSTM(input_size, size, layers)
 
     def initial_state(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return zeros: (h, c), both `[batch_size, size]`."""
-        zeros = torch.zeros(batch_size, self.size)
+        """Return zeros: (h, c), both `[batch_size, layers * size]`."""
+        zeros = torch.zeros(batch_size, self.layers * self.size)
         return zeros, zeros.clone()
 
     def forward(
-        self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        self, x: torch.Tensor, first: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor],
+        resets: tuple[int, ...] | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
         """Return `[T, B, size]` and the new state for inputs `[T, B, F]` and first rows `[T, B]`.
 
         The LSTM is called once for each stretch of rows without a reset.
+
+        Args:
+            x: the inputs.
+            first: the rows before which a state is zeroed.
+            state: the state before row 0.
+            resets: as in `ModelInput`. For a single row, which is what actors have, they make no difference.
         """
-        h, c = (s.to(x.dtype).unsqueeze(0) for s in state)  # [1, B, size]
-        resets = first.any(dim=1).nonzero().flatten().tolist()
+        by_layer = (s.to(x.dtype).reshape(-1, self.layers, self.size) for s in state)
+        h, c = (s.transpose(0, 1).contiguous() for s in by_layer)  # [layers, B, size]
+        if resets is None:
+            resets = tuple(first.any(dim=1).nonzero().flatten().tolist()) if len(x) > 1 else ()
         edges = sorted({0, *resets, len(x)})
         outputs = []
         for start, end in itertools.pairwise(edges):
             fresh = first[start].view(1, -1, 1)  # not multiplied, because NaN times zero is NaN
             output, (h, c) = self.lstm(x[start:end], (h.masked_fill(fresh, 0.0), c.masked_fill(fresh, 0.0)))
             outputs.append(output)
-        return torch.cat(outputs), (h.squeeze(0).float(), c.squeeze(0).float())
+        after = (s.transpose(0, 1).flatten(1).float() for s in (h, c))
+        return torch.cat(outputs), (next(after), next(after))
 
 
 class ActorCritic(nn.Module):
@@ -96,16 +131,27 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
-        *, width: int, feed_last_step: bool, state_independent_std: bool = False,
+        *, width: int, feed_last_step: bool | Literal["reward"], lstm: tuple[int, int] = (LSTM_SIZE, 1),
+        state_independent_std: bool = False,
     ) -> None:  # fmt: skip
+        """Make memory and heads.
+
+        Args:
+            observation_space: unused here; the torso reads it.
+            action_space: the policy's.
+            use_lstm: whether there is a memory.
+            width: the torso's.
+            feed_last_step: whether clipped reward and last action are further features; "reward" stands for the reward alone.
+            lstm: the units of a layer, 0 for as many as inputs, and the number of layers.
+            state_independent_std: whether log standard deviations are parameters of their own.
+        """
         super().__init__()
         distribution = distribution_for(action_space)
         self._encode = distribution.encode
-        self._feed_last_step = feed_last_step
-        if feed_last_step:
-            width += 1 + distribution.encoded_size
-        self.memory = Memory(width) if use_lstm else None
-        width = LSTM_SIZE if use_lstm else width
+        self._feed_reward, self._feed_action = bool(feed_last_step), feed_last_step is True
+        width += self._feed_reward + distribution.encoded_size * self._feed_action
+        self.memory = Memory(width, lstm[0] or width, lstm[1]) if use_lstm else None
+        width = self.memory.size if self.memory is not None else width
         self.policy = Head(width, distribution.num_params)
         self.baseline = Head(width, 1)
         self.log_std = None
@@ -134,11 +180,12 @@ class ActorCritic(nn.Module):
         """Return logits `[T, B, P]` and values `[T, B]`, both float32, and the new recurrent state."""
         rows, batch = inputs.reward.shape
         x = self.torso(_merge_time(inputs.observation))  # [T * B, width]
-        if self._feed_last_step:
+        if self._feed_reward:
             reward = inputs.reward.clamp(-1, 1).reshape(-1, 1).to(x.dtype)
-            x = torch.cat([x, reward, self._encode_action(inputs.last_action)], dim=-1)
+            action = [self._encode_action(inputs.last_action)] if self._feed_action else []
+            x = torch.cat([x, reward, *action], dim=-1)
         if self.memory is not None:
-            x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state)
+            x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state, inputs.resets)
             x = x.flatten(0, 1)
         policy_logits = self.policy(x).view(rows, batch, -1)
         if self.log_std is not None:
@@ -159,8 +206,8 @@ def _merge_time(observation: Nested) -> Nested:
 class ImageInput(nn.Module):
     """A layer that brings pixels `[N, C, H, W]` or `[N, H, W, C]` to `[N, C, H, W]` in one dtype.
 
-    Bytes are centred and scaled by 1/255, other numbers are scaled by their bounds. A stack of coloured pictures,
-    `[N, S, H, W, C]`, has S * C channels.
+    Bytes are centred (unless `center` is False) and scaled by 1/255, other numbers are scaled by their bounds. A stack of
+    coloured pictures, `[N, S, H, W, C]`, has S * C channels.
 
     Each channel's own mean is subtracted: on a bright background, which never changes, most units would always or never fire,
     and the few pixels that move would hardly matter (Pong is learned twice as fast with it: docs/log.md).
@@ -168,8 +215,9 @@ class ImageInput(nn.Module):
     C is the smaller of a space's first and last axis, and the last one if they are equal.
     """
 
-    def __init__(self, space: gymnasium.Space) -> None:  # type: ignore[type-arg]
+    def __init__(self, space: gymnasium.Space, center: bool = True) -> None:  # type: ignore[type-arg]
         super().__init__()
+        self._center = center
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3, 4):
             raise ValueError(
                 f"an image model needs a Box observation of rank 2 to 4, got {space}: leave out --model, or try --model mlp"
@@ -194,6 +242,8 @@ class ImageInput(nn.Module):
         x = image.to(dtype)
         if not self._bytes:
             return x if self._bound == 1.0 else x / self._bound
+        if not self._center:
+            return x / 255
         # This takes two passes instead of four; `mean` would also make a float32 copy of a bfloat16 image.
         mean = x.sum((-2, -1), keepdim=True) * (-1 / (255 * x.shape[-2:].numel()))
         return torch.add(mean, x, alpha=1 / 255)
@@ -239,12 +289,19 @@ class VectorInput(nn.Module):
         return flat.to(dtype) if self._bound == 1.0 else flat.to(dtype) / self._bound
 
 
-def initialise(model: nn.Module) -> None:
+INITIALISATIONS = ("orthogonal", "pytorch")
+
+
+def initialise(model: nn.Module, how: str = "orthogonal") -> None:
     """Initialise orthogonal weights with gain sqrt(2) before each ReLU, zero biases and a nearly uniform first policy.
+
+    With `how` "pytorch" everything stays as PyTorch has made it.
 
     PyTorch's own initialisation lets the signal of sparse images shrink a thousandfold on its way up; the first updates then
     mainly move biases, and most ReLUs of the convolutions never fire again (seen on Pong: docs/log.md).
     """
+    if how == "pytorch" or not initialisation.wanted():
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight, math.sqrt(2.0))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import ActorCritic, ImageInput, initialise
+from .base import ActorCritic, ImageConfig, ImageInput, initialise
 
 
 class ResidualBlock(nn.Module):
@@ -48,15 +49,36 @@ class Model(ActorCritic):
     """
 
     supports_bfloat16 = True
+    micro_batch_rows = 168  # of 84x84 pixels: eight unrolls of 20 steps; 32 of them would need 0.6 GB more
 
-    def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
-        super().__init__(observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm)
-        self.image = ImageInput(observation_space)
+    @dataclass(frozen=True)
+    class Config(ImageConfig):
+        """Model (impala_resnet)"""
+
+        last_step_input: str = "with_lstm"
+        """What of the last step stands beside the picture's features: with_lstm means the clipped reward and the last
+        action, but only where there is an LSTM; reward means the clipped reward alone, always, as in TorchBeast."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.last_step_input not in ("with_lstm", "reward"):
+                raise ValueError(f"--last_step_input must be with_lstm or reward, got {self.last_step_input!r}")
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, use_lstm, width=256, lstm=(config.lstm_size, config.lstm_layers),
+            feed_last_step="reward" if config.last_step_input == "reward" else use_lstm,
+        )  # fmt: skip
+        self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape
         self.sections = nn.Sequential(Section(channels, 16), Section(16, 32), Section(32, 32))
         height, width = ((s + 7) // 8 for s in (height, width))  # three halvings, each rounded up
         self.fc = nn.Linear(32 * height * width, 256)
-        initialise(self)
+        initialise(self, config.initialisation)
+        if config.initialisation != "orthogonal":
+            return
         with torch.no_grad():
             for part in self.modules():
                 if isinstance(part, ResidualBlock):

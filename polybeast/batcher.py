@@ -77,3 +77,27 @@ class Batcher:
         if not self._waiting:
             return None
         return max(0.0, next(iter(self._waiting.values())).since + self._timeout - now)
+
+
+class Lockstep(Batcher):
+    """One batch a step, for as long as the slowest environment takes: the paper's "sync step" (table 1).
+
+    Args:
+        sizes: environments in each group.
+        unfinished: which groups have not finished their unroll of this round; a batch waits for all of them.
+    """
+
+    def __init__(self, sizes: dict[int, int], unfinished: Callable[[], set[int]]) -> None:
+        super().__init__(sizes, min_batch=1, max_batch=sum(sizes.values()), timeout=0.0)
+        self._unfinished = unfinished
+
+    def _all_here(self) -> bool:
+        return self._unfinished() <= self._waiting.keys()
+
+    def next_batch(self, now: float, kind: Callable[[int], Hashable] = lambda group: None) -> list[Waiting]:
+        """Return all requests, oldest first; none if a group is missing."""
+        return super().next_batch(now, kind) if self._all_here() else []
+
+    def patience(self, now: float) -> float | None:
+        """Return 0 if everybody can be served; None if a group is missing or nobody waits."""
+        return super().patience(now) if self._all_here() else None

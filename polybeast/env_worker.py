@@ -14,7 +14,7 @@ from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Status, WorkerStatus
 from beast.store.unrolls import UnrollWriter, WorkerPort
 
-from .mailbox import Line, Mailbox, Request
+from .mailbox import LAST_TICKET, Line, Mailbox, Request
 
 PATIENCE = 1.0  # seconds without an answer after which a request is repeated (inference may have been restarted)
 
@@ -44,6 +44,7 @@ class RemoteActors:
     def begin(self, slots: Array) -> Request:
         """Start an unroll in these slots and return its first request."""
         self.slots = slots
+        self._mailbox.finish(self._places, -1)  # one that died before its commit may have said otherwise
         self.actors.begin(slots)
         return self.ask()
 
@@ -51,7 +52,7 @@ class RemoteActors:
         """Put this row into the mailbox and return the request for its actions."""
         actors = self.actors
         self._mailbox.put_rows(self._places, actors.env, actors.noise, opening=actors.row == 0)
-        self.ticket = (self.ticket + 1) & 0x7FFFFFFF
+        self.ticket = (self.ticket + 1) & LAST_TICKET
         return self.repeat()
 
     def repeat(self) -> Request:
@@ -63,7 +64,11 @@ class RemoteActors:
         """Take the actions from the mailbox and step; return True when the unroll is complete."""
         if self.actors.row == 0:
             self.actors.remember(self._mailbox.core_state(self._places))
-        return self.actors.step(*self._mailbox.get_actions(self._places))
+        chosen, version = self._mailbox.get_actions(self._places)
+        complete = self.actors.step(chosen, version)
+        if complete:
+            self._mailbox.finish(self._places, version)
+        return complete
 
     def close(self) -> None:
         """Close the environments."""

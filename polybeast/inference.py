@@ -18,7 +18,7 @@ from beast.processes.shared import SharedArrays
 from beast.processes.status import Status, WorkerStatus
 from beast.store.weights import Weights
 
-from .batcher import Batcher, Waiting
+from .batcher import Batcher, Lockstep, Waiting
 from .mailbox import Line, Mailbox, Request
 
 _WAIT_EDGES = np.geomspace(1e-5, 10.0, 61)  # bins of waiting times, in seconds
@@ -46,6 +46,10 @@ class InferenceArguments:
     """Seconds after which the oldest request is served in any case."""
     sync_every_step: bool
     """Whether weights may change within an unroll."""
+    lockstep: bool
+    """Whether each forward waits for all environments."""
+    keep_states: bool
+    """Whether recurrent states are left where a successor finds them if this process dies."""
     statistics: Statistics
 
 
@@ -123,7 +127,11 @@ class Inference:
         # One set of rows is enough, because a forward is done with it when its actions are there.
         self._page_locked = a.mailbox.page_locked() if a.device.type == "cuda" else None
         sizes = {group: places.stop - places.start for group, places in enumerate(a.groups)}
-        self._batcher = Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
+        self._batcher = (
+            Lockstep(sizes, lambda: a.mailbox.unfinished(a.groups, a.weights.version))
+            if a.lockstep
+            else Batcher(sizes, a.min_batch, a.max_batch, a.timeout)
+        )
 
     @property
     def core_state(self) -> Nested:
@@ -143,7 +151,22 @@ class Inference:
     def _receive(self, timeout: float) -> None:
         for request in self._a.requests.receive(timeout):
             if self._batcher.add(request, time.monotonic()):
+                self._restore(request)
                 self.admit(request.group_id)
+
+    def _restore(self, request: Request) -> None:
+        """Take over the recurrent state of a group from a dead predecessor, if it left one."""
+        if not self._a.keep_states or request.group_id in self._acting:
+            return
+        places = self._a.groups[request.group_id]
+        if (kept := self._a.mailbox.kept_state(request, places)) is not None:
+            map_nested(lambda leaf, array: leaf[places].copy_(torch.from_numpy(array)), self._core_state, kept)
+
+    def _leave_states(self, requests: list[Request]) -> None:
+        for request in requests:
+            places = self._a.groups[request.group_id]
+            leaves = [leaf[places].cpu().numpy() for leaf in flatten(self._core_state)]
+            self._a.mailbox.keep_state(places, request.ticket, leaves)
 
     def admit(self, group: int) -> None:
         """Give a group that is at row 0 of an unroll the newest weights, which it keeps until its next unroll."""
@@ -173,6 +196,8 @@ class Inference:
         start = time.monotonic()
         a = self._a
         self.forward([waiting.request.group_id for waiting in batch])
+        if a.keep_states and self._has_state:
+            self._leave_states([waiting.request for waiting in batch])
         by_worker: dict[int, list[Request]] = {}
         for waiting in batch:
             by_worker.setdefault(a.worker_of[waiting.request.group_id], []).append(waiting.request)

@@ -20,6 +20,7 @@ from beast.core.data import Array, ArraySpec, Chosen, EnvOutput, Nested, flatten
 from beast.processes.shared import SharedArrays
 from beast.store.unrolls import UnrollSpec
 
+LAST_TICKET = 0x7FFFFFFF  # then they begin at 0 again
 _MESSAGE = np.dtype([("group", np.int32), ("ticket", np.int32)])
 
 
@@ -71,8 +72,12 @@ class Mailbox:
                 "behaviour_logits": place((spec.num_params,)),
                 "policy_version": place(dtype=np.int64),
                 "core_state": map_nested(lambda s: place(s.shape, s.dtype), spec.core_state),
+                "finished": place(dtype=np.int64),
+                "kept_state": map_nested(lambda s: ArraySpec((2, num_actors, *s.shape), s.dtype), spec.core_state),
+                "kept_ticket": ArraySpec((2, num_actors), np.dtype(np.int64)),
             }
         )
+        self._arrays["finished"][:] = self._arrays["kept_ticket"][:] = -1
 
     @property
     def _arrays(self) -> dict[str, Any]:
@@ -110,6 +115,10 @@ class Mailbox:
     def core_state(self, places: slice) -> Nested:
         """Return the recurrent state before the row that was just answered, if that was an opening row."""
         return map_nested(lambda array: array[places], self._arrays["core_state"])
+
+    def finish(self, places: slice, version: int) -> None:
+        """Note that a group finished an unroll with this version of the policy; -1: it has begun another one."""
+        self._arrays["finished"][places] = version
 
     # -- inference's side -------------------------------------------------------------------------------------------------
 
@@ -154,10 +163,33 @@ class Mailbox:
                 array[places] = chosen.extra[name][part]
             start = part.stop
 
+    def unfinished(self, groups: list[slice], version: int) -> set[int]:
+        """Return the numbers of the groups that have not finished an unroll with this version of the policy."""
+        finished = self._arrays["finished"]
+        return {number for number, places in enumerate(groups) if finished[places.start] != version}
+
     def put_state(self, places: slice, leaves: list[Array]) -> None:
         """Write the recurrent state before an opening row."""
         for array, value in zip(flatten(self._arrays["core_state"]), leaves, strict=True):
             array[places] = value
+
+    def keep_state(self, places: slice, ticket: int, leaves: list[Array]) -> None:
+        """Leave the recurrent state `[n, ...]` after a request's row, for a successor of this inference process.
+
+        There are two copies, of which the other belongs to the request before, so that dying within this call does no harm.
+        """
+        kept = self._arrays["kept_ticket"][ticket % 2]
+        kept[places] = -1
+        for array, value in zip(flatten(self._arrays["kept_state"]), leaves, strict=True):
+            array[ticket % 2, places] = value
+        kept[places] = ticket
+
+    def kept_state(self, request: Request, places: slice) -> Nested | None:
+        """Return the recurrent state before a request's row, or None if no predecessor left it."""
+        before = (request.ticket - 1) & LAST_TICKET
+        if (self._arrays["kept_ticket"][before % 2, places] != before).any():
+            return None
+        return map_nested(lambda array: array[before % 2, places], self._arrays["kept_state"])
 
 
 def _one_slice(groups: list[slice]) -> slice | None:

@@ -21,6 +21,7 @@ from .env_worker import Lines, RemoteActors, places_of
 from .inference import Inference, InferenceArguments, Statistics
 from .mailbox import Line, Mailbox
 
+PACES = ("free", "unroll", "step")
 # An inference process receives both ends of each worker's pipe, and multiprocessing sends at most 256 descriptors.
 MOST_WORKERS = 100
 
@@ -51,6 +52,8 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
         max_batch=config.inference.inference_max_batch or config.actors.num_actors,
         timeout=config.inference.inference_timeout_ms / 1e3,
         sync_every_step=config.inference.weights_sync == "step",
+        lockstep=config.pace.pace == "step",
+        keep_states=config.pace.in_rounds and config.inference.inference == "process",
         statistics=Statistics(config.actors.num_actors),
     )
     counts, summarise = serving.statistics.counts, Statistics.summary
@@ -96,7 +99,7 @@ def _groups(workers: int, config: Config, task: Task) -> int:
 
     Where forwards run on the workers' own cores, one group is better: another worker steps meanwhile, and batches are larger.
     """
-    if config.actors.serial:
+    if config.actors.serial or config.pace.pace == "step":  # where all wait for all anyway
         return 1
     return 2 if workers == 1 or task.device.type != "cpu" else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import gymnasium
 import torch
 from torch import nn
 
+from beast.core import initialisation
 from beast.core.data import ArraySpec, Nested, map_nested
 from beast.core.distributions import Distribution, distribution_for
 from beast.core.errors import ModelError
@@ -41,8 +43,11 @@ class ModelChoice:
         model_class: Any = model_module(self.model).Model
         return model_class
 
-    def build(self) -> nn.Module:
+    def build(self, weights: bool = True) -> nn.Module:
         """Make a float32 model with fresh weights on the CPU.
+
+        Args:
+            weights: whether to draw initial weights; without them it is made sooner, for weights that are read later.
 
         Raises:
             ModelError: if the model does not fit the spaces.
@@ -50,7 +55,8 @@ class ModelChoice:
         try:
             model_class = self.module()
             own = {"config": model_class.Config(**self.settings)} if hasattr(model_class, "Config") else {}
-            model: nn.Module = model_class(self.observation_space, self.action_space, self.use_lstm, **own)
+            with nullcontext() if weights else initialisation.unwanted():
+                model: nn.Module = model_class(self.observation_space, self.action_space, self.use_lstm, **own)
             if self.normalise_observations:
                 normalise_observations(model, self.observation_space)
         except ValueError as error:

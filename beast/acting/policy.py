@@ -29,7 +29,7 @@ class Policy:
     ) -> None:  # fmt: skip
         self.choice = choice
         self.device = device or torch.device("cpu")
-        self._flat = FlatModel(choice.build().eval().requires_grad_(False), self.device, dtype)
+        self._flat = FlatModel(choice.build(weights=False).eval().requires_grad_(False), self.device, dtype)
         self.model = self._flat.model
         self._columns = tuple(getattr(self.model, "columns", {}))
         self.distribution = choice.distribution()
@@ -75,7 +75,8 @@ class Policy:
         def row(array: Array) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, non_blocking=True).unsqueeze(0)
 
-        inputs = ModelInput(*(map_nested(row, getattr(env, name)) for name in ModelInput._fields))
+        fields = (name for name in ModelInput._fields if name != "resets")  # which mean nothing to a single row
+        inputs = ModelInput(*(map_nested(row, getattr(env, name)) for name in fields))
         output, core_state = self.model(inputs, core_state)
         logits, draw = output.policy_logits.squeeze(0), self.distribution
         if ACTION_MASK in inputs.extra:

@@ -102,6 +102,8 @@ class ModelInput(NamedTuple):
     """`[T, B]` bool: the recurrent state is zeroed before this row."""
     extra: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
     """`[T, B, ...]` by name: columns from the environment."""
+    resets: tuple[int, ...] | None = None
+    """The rows with a `first`, if the host knows them: then it need not wait for a GPU to read `first`. None: it does not."""
 
 
 class ModelOutput(NamedTuple):
@@ -148,6 +150,16 @@ class Batch(NamedTuple):
     def model_input(self) -> ModelInput:
         """Return all T+1 rows as the model reads them."""
         return ModelInput(self.observation, self.reward, self.last_action, self.first, self.extra)
+
+    def unrolls(self, which: slice) -> Batch:
+        """Return a copy of some of its unrolls, whose frame stacks must have been rebuilt."""
+        unroll_first = ("core_state", "actor")
+
+        def chosen(name: str) -> Nested:
+            by_time = name not in unroll_first
+            return map_nested(lambda x: (x[:, which] if by_time else x[which]).contiguous(), getattr(self, name))
+
+        return Batch(*map(chosen, self._fields))
 
 
 def map_nested(function: Callable[..., Any], tree: Nested, *others: Nested) -> Nested:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from beast.core.algorithms import Algorithm
 from beast.core.data import ACTION_MASK, Batch, ModelOutput, Nested, flatten, map_nested, restack
-from beast.core.finite import all_finite
+from beast.core.finite import spoil
 from beast.core.flat import FlatModel
+
+Losses = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 class Gradient(NamedTuple):
@@ -29,6 +34,8 @@ class Staged(NamedTuple):
 
     batch: Batch
     ready: torch.cuda.Event | None
+    resets: tuple[int, ...] | None = None
+    """See `ModelInput`."""
 
 
 class Gradients:
@@ -51,13 +58,16 @@ class Gradients:
         """The algorithm's own parameters and statistics."""
         model = acting.model
         self._model: Callable[..., Any] = torch.compile(model, dynamic=False) if compile_model else model
+        self._compiled = compile_model
+        rows = getattr(model, "micro_batch_rows", None) if algorithm.additive and device.type == "cpu" else None
+        self._most_rows: int | None = rows
         self._stacks = map_nested(lambda spec: spec.stack, observation_spec)
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         size = acting.parameters.numel()
         self._vector = torch.zeros(size + self.own.parameters.numel(), device=device)
         # A model's gradients have its own dtype; a float32 model can write them directly into the vector.
-        narrow = acting.parameters.dtype != torch.float32
-        self._grad = torch.zeros_like(acting.parameters) if narrow else self._vector[:size]
+        self._narrow = acting.parameters.dtype != torch.float32
+        self._grad = torch.zeros_like(acting.parameters) if self._narrow else self._vector[:size]
         for part, vector in ((acting, self._grad), (self.own, self._vector[size:])):
             views = part.parameter_views(vector)
             for name, p in part.model.named_parameters():
@@ -67,9 +77,11 @@ class Gradients:
         """Copy the batch to the device, on a separate stream, while another batch is being learned from."""
         if self._copy_stream is None:
             return Staged(batch, None)
+        # A compiled model would be compiled again for each pattern of resets.
+        resets = None if self._compiled else tuple(np.flatnonzero(batch.first.numpy().any(axis=1)).tolist())
         with torch.cuda.stream(self._copy_stream):
             moved = Batch(*(map_nested(lambda x: x.pin_memory().to(self.device, non_blocking=True), f) for f in batch))
-            return Staged(moved, self._copy_stream.record_event())
+            return Staged(moved, self._copy_stream.record_event(), resets)
 
     def of(self, staged: Staged) -> Iterator[Gradient]:
         """Yield one gradient for each pass of the algorithm, computed with the weights at the moment it is requested.
@@ -78,23 +90,37 @@ class Gradients:
         gradient is not finite either. (Rewards are checked directly, because clipping makes an infinite one ordinary.)
         """
         batch = self._rebuild(staged)
-        grad, vector, number = self._grad, self._vector, 0
-        inputs = [batch.reward, *flatten(staged.batch.observation)]
-        passes = self.algorithm.losses(self._forward, batch)
-        while True:
-            before = [part.statistics.clone() for part in self.parts]  # because a forward may change them
-            if (found := next(passes, None)) is None:
-                return
-            loss, metrics = found
-            vector.zero_()
-            grad.zero_()
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss = loss.detach()
-            if grad.dtype != vector.dtype:
-                vector[: grad.numel()].copy_(grad)
-            vector[:1].mul_(torch.where(all_finite([loss, *inputs]), 1.0, torch.nan))
-            yield Gradient(vector, self._sums(before, count=number == 0), {**metrics, "total_loss": loss})
+        inputs, number = [batch.reward, *flatten(staged.batch.observation)], 0
+        forward = partial(self._forward, batch.first, staged.resets)
+        passes = [self.algorithm.losses(forward, part) for part in self._micro_batches(batch)]
+        while (found := self._add_up(passes, count=number == 0)) is not None:
+            spoil(self._vector[:1], [found.metrics["total_loss"], *inputs])
+            yield found
             number, inputs = number + 1, []
+
+    def _add_up(self, passes: list[Losses], count: bool) -> Gradient | None:
+        """Sum one pass's gradients over all micro-batches, in float32. Return None if there is no further pass."""
+        found: list[Gradient] = []
+        for losses in passes:
+            before = [part.statistics.clone() for part in self.parts]  # because a forward may change them
+            if (one := next(losses, None)) is None:
+                return None
+            loss, metrics = one
+            if not found:
+                self._vector.zero_()
+            if self._narrow:
+                self._grad.zero_()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self._narrow:
+                self._vector[: self._grad.numel()].add_(self._grad)
+            found.append(Gradient(self._vector, self._sums(before, count), {**metrics, "total_loss": loss.detach()}))
+        return found[0] if len(found) == 1 else self._together(found)
+
+    def _together(self, parts: list[Gradient]) -> Gradient:
+        """Combine micro-batches: their vector is summed already, their statistics' sums and their terms are not."""
+        terms = {name: torch.stack([part.metrics[name] for part in parts]) for name in parts[0].metrics}
+        metrics = {name: x.mean() if name in self.algorithm.means else x.sum() for name, x in terms.items()}
+        return Gradient(self._vector, torch.stack([part.sums for part in parts]).sum(0), metrics)
 
     @property
     def parts(self) -> tuple[FlatModel, FlatModel]:
@@ -109,13 +135,26 @@ class Gradients:
             part.statistics.copy_(statistics)
         return sums if count else torch.zeros_like(sums)
 
-    def _forward(self, batch: Batch) -> ModelOutput:
+    def _forward(self, known: torch.Tensor, resets: tuple[int, ...] | None, batch: Batch) -> ModelOutput:
+        """Return the model's outputs on all rows of a batch. The resets are known for one `first` alone."""
         outputs: ModelOutput
-        outputs, _ = self._model(batch.model_input(), batch.core_state)
+        inputs = batch.model_input()
+        if batch.first is known:
+            inputs = inputs._replace(resets=resets)
+        outputs, _ = self._model(inputs, batch.core_state)
         if ACTION_MASK in batch.extra:
             masked = self.algorithm.distribution.masked(outputs.policy_logits, batch.extra[ACTION_MASK])
             outputs = outputs._replace(policy_logits=masked)
         return outputs
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        """Split a batch into as few equal parts as possible, none with more rows than a CPU should learn from at once."""
+        rows, size = batch.first.shape
+        number = 1 if self._most_rows is None else min(size, -(-rows * size // self._most_rows))
+        if number == 1:
+            return [batch]
+        edges = [size * i // number for i in range(number + 1)]
+        return [batch.unrolls(slice(*edge)) for edge in itertools.pairwise(edges)]
 
     def _rebuild(self, staged: Staged) -> Batch:
         """Return the batch for models and losses: stacks are rebuilt from frames."""

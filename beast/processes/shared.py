@@ -99,5 +99,5 @@ def _anonymous_file(size: int) -> int:
 def _too_much(size: int, why: str) -> str:
     return (
         f"no shared memory of {size / 1e6:,.0f} MB to be had ({why}): lower --num_actors, --batch_size, "
-        "--unroll_length or --num_buffers"
+        "--unroll_length, --num_buffers or --replay_capacity"
     )

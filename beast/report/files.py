@@ -20,7 +20,7 @@ NUMBER_RECORD = "archive/number"  # record in the checkpoint's zip file, in the 
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(file)` on a temporary file beside `path`, sync it to disk and rename it to `path`.
 
-    The temporary file is locked while its writer lives: see `_remove_left_behind` in `beast/run/checkpoint.py`.
+    The temporary file is locked while its writer lives: see `remove_left_behind` in `beast/run/checkpoint.py`.
 
     Raises:
         OSError: if anything fails; `path` is then unchanged.

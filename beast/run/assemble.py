@@ -11,6 +11,7 @@ import torch
 
 from beast.acting.task import Task
 from beast.core.algorithms import algorithm_module, algorithm_of
+from beast.core.errors import ConfigError
 from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
@@ -25,6 +26,7 @@ from beast.run.action_log import ActionLog
 from beast.run.callbacks import Callbacks, callback_module
 from beast.run.crew import Crew, WorkerPlan, beast_module
 from beast.run.evaluator import Evaluator
+from beast.run.experience import Experience
 from beast.run.learning import Learning
 from beast.run.reporter import Reporter
 from beast.run.saving import Checkpoints
@@ -33,6 +35,8 @@ from beast.run.signals import Wishes
 from beast.run.skipped_updates import SkippedUpdates
 from beast.run.trainer import Trainer, compute_threads
 from beast.settings.config import Config
+from beast.store.late import LateWeights
+from beast.store.rounds import RoundSource, RoundStore
 from beast.store.sources import Source, StoreSource
 from beast.store.unrolls import UnrollStore, WorkerPort
 from beast.store.weights import Weights
@@ -69,35 +73,55 @@ def assemble(
         learner.load_state_dict(state["learner"])
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
-    weights = Weights.like(learner.acting)
-    store = UnrollStore(task.unroll, config.num_buffers, config.actors.unroll_length)
+    newest, weights = _weights(config, learner, state, reports.log)
+    store_class = RoundStore if config.pace.in_rounds else UnrollStore
+    store = store_class(task.unroll, config.num_buffers, config.actors.unroll_length)
     crew: Crew = beast_module(config.learner.trainer).crew(task, config, task.unroll, weights)
-    source = crew.source(StoreSource(store, config.learner.batch_size, clock))
-    reporter = Reporter(reports, skipped, heard, late=task.device.type != "cpu")
-    learning = Learning(source, gradients, learner, weights, reporter, ranks, clock)
+    experience = _experience(crew, store, config, task, life, clock, reports.log)
+    reporter = Reporter(reports, skipped, heard, task.device.type != "cpu", experience.learned)
+    learning = Learning(experience.source, gradients, learner, newest, reporter, ranks, clock)
     learning.publish()
 
     board = StatusBoard(len(crew.workers) + 1)  # the last entry is the evaluator's
     run = config.run
     workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
     workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, weights, learner.steps) if run.eval_every and ranks.first else None
+    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every and ranks.first else None
     wishes = Wishes()
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
-        action_log = _action_log(config, state, life, reports.log, source)
+        action_log = _action_log(config, state, life, reports.log, experience.source)
         serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
     if state:
         checkpoints.go_on_from(state)
 
-    start_workers = partial(_start, crew, workers, store, life, evaluator)
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
-        store=store, board=board, workers=workers, start_workers=start_workers, reports=reports, skipped=skipped,
+        store=store, board=board, workers=workers, reports=reports, skipped=skipped, experience=experience,
         checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
+        start_workers=partial(_start, crew, workers, store, life, evaluator),
     )  # fmt: skip
+
+
+def _experience(
+    crew: Crew, store: UnrollStore, config: Config, task: Task, life: int, clock: Clock, log: Callable[[str], None]
+) -> Experience:
+    """Make the source of work, with a replay and a recorder if they are asked for.
+
+    Raises:
+        ConfigError: if unrolls are to be kept or recorded that the learner never sees.
+    """
+    replayed = config.replay.unrolls(config.learner.batch_size)
+    if not crew.gives_batches and (replayed or config.replay.record_unrolls):
+        raise ConfigError(
+            "--replay_capacity, --demonstrations and --record_unrolls do not go with "
+            f"--trainer {config.learner.trainer}, whose workers send gradients"
+        )
+    source_class = RoundSource if config.pace.in_rounds else StoreSource
+    fresh = crew.source(source_class(store, config.fresh_unrolls, clock))
+    return Experience(fresh, config, task, life, clock, log)
 
 
 def _listeners(
@@ -123,6 +147,26 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
     acting = FlatModel(model, task.device, task.dtype)
     gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
     return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
+
+
+def _weights(
+    config: Config, learner: Learner, state: dict[str, Any] | None, log: Callable[[str], None]
+) -> tuple[Weights, Weights]:
+    """Make the weights that the learner publishes and those that actors read; without a policy lag they are the same."""
+    acting, lag = Weights.like(learner.acting), config.pace.policy_lag
+    if not lag:
+        return acting, acting
+    flat = learner.acting
+    newest = LateWeights(
+        flat.parameters.numel(), flat.parameters.dtype, flat.statistics.numel(), acting=acting, lag=lag
+    )
+    megabytes = newest.ring_bytes / 1e6
+    log(f"--policy_lag {lag}: old weights take {megabytes:,.1f} MB of memory, and of each checkpoint")
+    if state and "weights" in state:
+        newest.load_state_dict(state["weights"])
+    elif state:
+        log(f"the checkpoint has no older weights: the policy lag grows from 0 to {lag} during {lag} updates")
+    return newest, acting
 
 
 def _action_log(

@@ -27,7 +27,7 @@ from beast.run.form import misfit
 LATEST = "latest.pt"
 FORMAT = 2
 """The number in each checkpoint. Those of the first format have none; `_upgraded` reads them."""
-_TEMPORARY = r"\.(step_\d+\.pt|update_\d+\.pt|latest\.pt|config\.json|logs\.csv)\.\w+"
+_TEMPORARY = r"\.(step_\d+\.pt|update_\d+\.pt|latest\.pt|config\.json|logs\.csv|spec\.json|unrolls_\w+\.npz)\.\w+"
 
 
 def folder_of(run: Path) -> Path:
@@ -61,11 +61,11 @@ def save(run: Path, state: dict[str, Any], step: int, keep: int) -> Path:
         for old in [*whole[keep - 1 :], *(file for file in before if file != path and file not in whole)]:
             with suppress(OSError):
                 old.unlink()
-    _remove_left_behind(run)
+    remove_left_behind(run)
     return path
 
 
-def _remove_left_behind(run: Path) -> None:
+def remove_left_behind(run: Path) -> None:
     """Remove temporary files that killed writers have left: those that no process has locked."""
     for file in [*run.glob(".*"), *run.glob("*/.*")]:
         if not re.fullmatch(_TEMPORARY, file.name):

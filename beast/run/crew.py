@@ -2,6 +2,9 @@
 
 crew(task, config, spec, weights) -> Crew        plans who fills the unroll store; starts nothing
 acting_device(device) -> torch.device            device of the actors' forwards, if the learner is on `device`
+
+It may also name the values of --pace that it supports, as PACES. Without it these are free and unroll, which every trainer
+supports whose actors take the newest weights at the start of each unroll.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from beast.core.errors import ConfigError
 from beast.core.names import TRAINERS, NoSuchModule, import_named
 from beast.processes.status import LocalStatus
 from beast.run.action_log import SerialActors
+from beast.settings.pace import PACES
 from beast.store.sources import Source
 from beast.store.unrolls import UnrollWriter, WorkerPort
 
@@ -42,6 +46,8 @@ class Crew:
     """Threads by name; each ends soon after its argument is `stopping`."""
     source: Callable[[Source], Source] = lambda own: own
     """Maps the store's source to the one that the learner asks."""
+    gives_batches: bool = True
+    """Whether the source yields batches; if it yields gradients, there are no unrolls to keep or to record."""
     counts: Callable[[], dict[str, Any]] = dict
     """Returns the trainer's own counts, for profile."""
     summarise: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda before, after: {}
@@ -67,3 +73,19 @@ def beast_module(trainer: str) -> Any:
         if not hasattr(module, needed):
             raise ConfigError(f"--trainer {trainer}: the module defines no {needed} (see beast/run/crew.py)")
     return module
+
+
+def check_pace(trainer: str, pace: str) -> None:
+    """Check that a trainer supports a pace.
+
+    Raises:
+        ConfigError: if it does not; the message names the trainers that do.
+    """
+
+    def known(name: str) -> tuple[str, ...]:
+        return getattr(beast_module(name), "PACES", PACES[:2])
+
+    if pace not in known(trainer):
+        able = [f"--trainer {name}" for name in TRAINERS if pace in known(name)]
+        others = " or ".join([*able, f"--pace {known(trainer)[-1]}"])
+        raise ConfigError(f"--trainer {trainer} has no --pace {pace}: use {others}")

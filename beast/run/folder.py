@@ -32,7 +32,7 @@ _LOCK = ".lock"
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
     "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm",
-    "normalise_observations", "scale_rewards", "algorithm", "rmsprop_form", "momentum",
+    "normalise_observations", "scale_rewards", "algorithm", "rmsprop_form", "momentum", "center_pixels", "last_step_input",
 )  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def flags_to_resume(run: Path, flags: dict[str, Any], given: dict[str, Any]) -> 
             raise ConfigError(f"--{name} {given[name]} cannot go on from {run}: it was made with {flags.get(name)}")
     if not is_name(flags.get("xpid")):
         flags = flags | {"xpid": None}  # from a version that allowed such names; the folder has it already
-    return flags | given
+    return flags | {"record_unrolls": None} | given  # no checkpoint says where else files are to be written
 
 
 def point_latest_to(folder: Path) -> None:

@@ -108,6 +108,12 @@ FORM: dict[str, Any] = {
         "core_state": lambda value: value is None or _each(_is_weights)(value),
     },
     "source?": {"unlearned?": _each(_is_dense)},
+    # Only of runs with a policy lag.
+    "weights?": {
+        "versions": lambda value: _is_dense(value) and value.ndim == 1 and value.dtype == torch.int64,
+        "parameters": lambda value: _is_weights(value) and value.ndim == 2,
+        "statistics": lambda value: _is_weights(value) and value.ndim == 2,
+    },
 }
 
 

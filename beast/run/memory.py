@@ -7,19 +7,27 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
+
 from beast.acting.task import Task
 from beast.core.data import flatten
 from beast.core.errors import ConfigError
+from beast.core.flat import FlatModel
 from beast.processes.machine import free_memory
 from beast.processes.shared import total_bytes
+from beast.run.experience import replay_bytes
 from beast.settings.config import ActorsConfig, Config, LearnerConfig
+from beast.settings.pace import PaceConfig
 from beast.settings.presets import PRESETS
+from beast.store.replay import ReplayConfig
 
 # Of an Atari game: 200 games of Pong, memory of the process before and after. Of a process: less than any was seen to have
 # (an environment worker has 34 MB of its own), because this is a lower bound. Other environments tell nobody.
 PROCESS, ATARI_GAME = 20_000_000, 1_600_000  # bytes
 
-_FLAGS = ("num_actors", "num_actor_processes", "unroll_length", "batch_size", "num_buffers")
+_FLAGS = (
+    "num_actors", "num_actor_processes", "unroll_length", "batch_size", "num_buffers", "replay_capacity", "policy_lag",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,15 +38,22 @@ class Need:
     batch: int
     """A batch as it leaves the store, and its observations as the model reads them."""
     workers: int
+    replay: int
+    old_weights: int
+    """Old weights of `--policy_lag`."""
 
     @property
     def total(self) -> int:
         """Bytes of all parts together."""
-        return self.store + self.batch + self.workers
+        return self.store + self.batch + self.workers + self.replay + self.old_weights
 
 
 def needed(config: Config, task: Task) -> Need:
-    """Return what a run with these settings needs at least."""
+    """Return what a run with these settings needs at least.
+
+    Raises:
+        ConfigError: if its demonstrations are wrong.
+    """
     batch, steps = config.learner.batch_size, config.actors.unroll_length
     slots = task.unroll.slots
     values = sum(math.prod(spec.shape) for spec in flatten(task.observation)) * (steps + 1) * batch
@@ -49,7 +64,18 @@ def needed(config: Config, task: Task) -> Need:
         batch=total_bytes(slots(batch, steps)) + as_read,
         workers=(0 if actors.serial else PROCESS * actors.processes)
         + (ATARI_GAME * actors.num_actors if task.env.is_atari else 0),
+        replay=replay_bytes(config, task),
+        old_weights=old_weights(config, task),
     )
+
+
+def old_weights(config: Config, task: Task) -> int:
+    """Return the bytes of the weights that wait until they are as old as `--policy_lag` says."""
+    if not config.pace.policy_lag:
+        return 0
+    with torch.random.fork_rng(devices=[]):
+        flat = FlatModel(task.model.build(), torch.device("cpu"), task.dtype)
+    return config.pace.policy_lag * (flat.parameters.nbytes + flat.statistics.nbytes)
 
 
 def check_memory(config: Config, task: Task) -> None:
@@ -62,7 +88,10 @@ def check_memory(config: Config, task: Task) -> None:
     if need.total <= free:
         return
     blamed = [f"--{name} {config.flat()[name]}" for name in _blamed(config, task, free)]
-    parts = {"unrolls": need.store, "a batch": need.batch, "actors": need.workers}
+    parts = {
+        "unrolls": need.store, "a batch": need.batch, "actors": need.workers, "the replay": need.replay,
+        "old weights": need.old_weights,
+    }  # fmt: skip
     advice = "lower --num_actors, --batch_size or --unroll_length"
     if blamed:
         advice = f"lower {' and '.join(blamed)}"
@@ -76,7 +105,8 @@ def check_memory(config: Config, task: Task) -> None:
 def _blamed(config: Config, task: Task, free: int) -> list[str]:
     """Return the flag without which it would fit; if there is none, all flags that exceed their defaults."""
     values = config.flat()
-    defaults = {f.name: f.default for group in (ActorsConfig, LearnerConfig) for f in dataclasses.fields(group)}
+    groups = (ActorsConfig, LearnerConfig, ReplayConfig, PaceConfig)
+    defaults = {field.name: field.default for group in groups for field in dataclasses.fields(group)}
     usual = defaults | PRESETS[config.run.preset]
     raised = [name for name in _FLAGS if values[name] is not None and values[name] > (usual[name] or 0)]
     alone = []

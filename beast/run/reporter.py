@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,10 +29,15 @@ class Reporter:
         skipped: the account of skipped updates.
         callbacks: the user's callbacks.
         late: whether a unit is examined only after the next one was made, so that nothing waits for a GPU.
+        learned: takes each unit of which no update was skipped, and the number of its first update.
     """
 
-    def __init__(self, reports: Reports, skipped: SkippedUpdates, callbacks: Callbacks, late: bool) -> None:
+    def __init__(
+        self, reports: Reports, skipped: SkippedUpdates, callbacks: Callbacks, late: bool,
+        learned: Callable[[Work, int], None] = lambda work, number: None,
+    ) -> None:  # fmt: skip
         self._reports, self._skipped, self._callbacks, self._late = reports, skipped, callbacks, late
+        self._learned = learned
         self._pending: _Unit | None = None
 
     def add(self, step: int, work: Work, lags: torch.Tensor, updates: list[Update]) -> None:
@@ -66,9 +72,13 @@ class Reporter:
         if unit is None:
             return
         step, work, lags, updates = unit
+        made = 0
         for update in updates:
             if self._skipped.record(update.number, work.batch, update.metrics):
+                made += 1
                 metrics = {name: value for name, value in update.metrics.items() if name != "finite"}
                 self._reports.add_update(metrics, lags)
                 self._callbacks.after_update(step, update.number, metrics)
             lags = lags[:0]  # only the first pass of a unit has lags
+        if updates and made == len(updates):
+            self._learned(work, updates[0].number)

@@ -20,8 +20,9 @@ from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
 from beast.processes.machine import has_fast_bfloat16
-from beast.run.crew import beast_module
-from beast.settings.config import Config, LearnerConfig
+from beast.run.crew import beast_module, check_pace
+from beast.settings.config import Config, LearnerConfig, section
+from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS, WIDEST
 
 
@@ -36,8 +37,10 @@ def resolve_config(values: dict[str, Any], complete: bool = False) -> tuple[Conf
     Raises:
         ConfigError, EnvError, ModelError: each with a message of one line.
     """
-    # Checks what was typed before anything is started; the number of buffers depends on the preset.
-    asked = Config.from_flat(WIDEST | values | {"num_buffers": None})
+    # Checks what was typed before anything is started; what depends on the batch size depends on the preset.
+    section(PaceConfig, implied(values, None) | values)
+    later = {"num_buffers": None, "replay_capacity": 0, "demonstrations": None, "pace": "free", "policy_lag": None}
+    asked = Config.from_flat(WIDEST | values | later)
     with nothing_left_behind():
         return _look(asked, values, complete)
 
@@ -53,12 +56,13 @@ def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config
         preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
         usual = {} if complete else _usual(preset, values, space)
         chosen = {"preset": preset, "model": values.get("model") or usual.get("model") or _model_for(space)}
-        config = Config.from_flat(usual | values | chosen)
+        config = Config.from_flat(values | chosen, usual)
+        check_pace(config.learner.trainer, config.pace.pace)
         learner, settings = config.learner, dataclasses.asdict(config.model)
         model = ModelChoice(
             learner.model or "", learner.use_lstm, space, group.action_space, settings, learner.normalise_observations
         )
-        built = model.build()  # a model that does not fit raises here, before a run folder is made
+        built = model.build(weights=False)  # a model that does not fit raises here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
             group.reset()  # an environment that breaks its contract raises here too
         if group.says_mask and ACTION_MASK not in group.columns:

@@ -82,6 +82,8 @@ class Checkpoints:
                 "restarts": self.workers.restarts,
                 "skipped_updates": self.skipped.count,
             }
+            if older := self.learning.weights.state_dict():
+                state["weights"] = older
         if self.serial is not None:
             state |= {"past": self.serial.state_dict(), "source": self.learning.source.state_dict()}
         return state

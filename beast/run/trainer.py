@@ -20,6 +20,7 @@ from beast.report.reports import Reports
 from beast.run.callbacks import Callbacks
 from beast.run.crew import Crew
 from beast.run.evaluator import Evaluator
+from beast.run.experience import Experience
 from beast.run.learning import Learning
 from beast.run.saving import Checkpoints
 from beast.run.serial import Serial
@@ -57,6 +58,7 @@ class Trainer:
     status: LocalStatus
     """What actors and threads in this process report to."""
     callbacks: Callbacks
+    experience: Experience
     serial: Serial | None = None
     evaluator: Evaluator | None = None
 
@@ -89,7 +91,7 @@ class Trainer:
         return 128 + self.wishes.signal if self.wishes.signal else 0
 
     def _start(self) -> None:
-        for note in self.crew.notes:
+        for note in (*self.crew.notes, *self.experience.notes):
             self.reports.log(note)
         if self.serial is not None:
             self.serial.start(self.reports.log)
@@ -177,6 +179,7 @@ class Trainer:
         extra = {
             "restarts": float(self.workers.restarts),
             "skipped_updates": float(self.skipped.count),
+            **self.experience.report(),
             **(self.evaluator.results() if self.evaluator else {}),
         }
         with self.learning.lock:
@@ -215,6 +218,7 @@ class Trainer:
             self.learning.reporter.flush()
         except FloatingPointError as error:
             self._failure = self._failure or error
+        self.experience.close()
         try:
             if self.learner.updates > self._reported:
                 self.report()
@@ -245,8 +249,9 @@ def learner_threads(config: Config, task: Task) -> int:
 def compute_threads(config: Config, task: Task) -> int:
     """Return the number of threads with which PyTorch computes for the learner at the start.
 
-    On a CPU that is half of the machine, until the learner turns out to need more.
+    On a CPU that is half of the machine, until the learner turns out to need more; all of it where actors wait for each
+    update.
     """
     if config.actors.serial or task.device.type != "cpu":
         return 1
-    return max(1, usable_cores() // 2)
+    return usable_cores() if config.pace.in_rounds else max(1, usable_cores() // 2)

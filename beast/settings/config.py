@@ -20,7 +20,9 @@ from beast.core.errors import ConfigError, EnvError
 from beast.core.optimisers import OptimiserConfig
 from beast.envs import EnvChoice, Standard
 from beast.processes.machine import usable_cores
+from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS
+from beast.store.replay import ReplayConfig
 
 
 def _at_least(config: Any, least: int, *names: str) -> None:
@@ -128,8 +130,8 @@ class ActorsConfig:
     unroll_length: int = 20
     """How many steps an actor collects before it hands them to the learner (T)."""
     num_buffers: int | None = None
-    """How many unrolls fit into shared memory (default: 2 * num_actors + batch_size; at least num_actors + batch_size);
-    rarely worth changing."""
+    """How many unrolls fit into shared memory (default: 2 * num_actors + batch_size, at least num_actors + batch_size; with
+    --pace unroll or step both are num_actors); rarely worth changing."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_actors", "unroll_length", "num_buffers")
@@ -175,7 +177,7 @@ class LearnerConfig:
     """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 at
     that step, so set the length that you really want."""
     batch_size: int = 32
-    """How many unrolls the learner uses for each update (B)."""
+    """How many unrolls the learner uses for each update (B). With --pace unroll or step it is num_actors."""
     num_learner_threads: int | None = None
     """How many threads the learner has: one trains, the others prepare the next batch (default: 2 with a GPU, 1 without)."""
     device: str = "auto"
@@ -184,7 +186,6 @@ class LearnerConfig:
     precision: str = "auto"
     """Number format in which the networks compute: float32, bfloat16, or auto, which takes bfloat16 where the network and
     the processor support it. The optimiser always uses float32."""
-
     compile_model: bool = False
     """Use torch.compile for the learner's network. Training starts up to half a minute later and is slower on a CPU
     (docs/log.md)."""
@@ -305,24 +306,38 @@ class Config:
     """The algorithm's own Config."""
     optimiser: OptimiserConfig
     inference: InferenceConfig
+    replay: ReplayConfig
+    pace: PaceConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
-        if self.num_buffers < self.least_buffers:
+        self.pace.check(self.actors.num_actors, self.learner.batch_size, self.inference)
+        if self.replay.unrolls(self.learner.batch_size) and self.pace.in_rounds:
             raise ConfigError(
-                f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}) + batch_size "
-                f"({self.learner.batch_size}) = {self.least_buffers} are needed; leave it out to have it chosen"
+                f"--pace {self.pace.pace} learns from fresh unrolls alone: leave it out, or leave out --replay_capacity and "
+                "--demonstrations"
+            )
+        if self.num_buffers < self.least_buffers:
+            batch = "" if self.pace.in_rounds else f" + batch_size ({self.learner.batch_size})"
+            raise ConfigError(
+                f"--num_buffers {self.num_buffers} is too small: num_actors ({self.actors.num_actors}){batch} = "
+                f"{self.least_buffers} are needed; leave it out to have it chosen"
             )
 
     @property
     def least_buffers(self) -> int:
         """Fewest slots of the store; with fewer, actors and learner could wait for each other forever."""
-        return self.actors.num_actors + self.learner.batch_size
+        return self.actors.num_actors + (0 if self.pace.in_rounds else self.learner.batch_size)
 
     @property
     def num_buffers(self) -> int:
         """Slots of the unroll store: by default actors write one set while the learner uses the set before it."""
-        return self.actors.num_buffers or 2 * self.actors.num_actors + self.learner.batch_size
+        return self.actors.num_buffers or self.least_buffers + (0 if self.pace.in_rounds else self.actors.num_actors)
+
+    @property
+    def fresh_unrolls(self) -> int:
+        """Unrolls of each batch that were not learned from before and are no demonstrations."""
+        return self.learner.batch_size - self.replay.unrolls(self.learner.batch_size)
 
     @property
     def open_files(self) -> int:
@@ -345,16 +360,20 @@ class Config:
             "loss": algorithm_module(algorithm).Config,
             "optimiser": OptimiserConfig,
             "inference": InferenceConfig,
+            "replay": ReplayConfig,
+            "pace": PaceConfig,
             "run": RunConfig,
         }
 
     @classmethod
-    def from_flat(cls, values: dict[str, Any]) -> Config:
-        """Make settings from flag values; flags that are missing take their defaults.
+    def from_flat(cls, values: dict[str, Any], preset: dict[str, Any] | None = None) -> Config:
+        """Make settings from flag values; missing ones take what others imply, then the preset's values, then their defaults.
 
         Raises:
             ConfigError: if a setting is wrong; the message names it.
         """
+        preset = {"num_actors": ActorsConfig.num_actors} | (preset or {})
+        values = preset | implied(values, preset["num_actors"]) | values
         sections = {}
         left = set(values)
         _check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
@@ -378,7 +397,8 @@ class Config:
 
     def replace(self, **values: Any) -> Config:
         """Return a copy with other values, given by flag name."""
-        return Config.from_flat(self.flat() | values)
+        follows = ("batch_size",) if self.pace.in_rounds else ()  # num_actors
+        return Config.from_flat({name: old for name, old in self.flat().items() if name not in follows} | values)
 
 
 def section(kind: type, values: dict[str, Any]) -> Any:

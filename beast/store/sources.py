@@ -27,6 +27,11 @@ class Work(NamedTuple):
     """Gradient that was computed elsewhere; None if the work came as a batch."""
     slots: tuple[int, ...] = ()
     """Slots of the store that this unit still holds."""
+    fresh: Batch | None = None
+    """The part of `batch` that was not learned from before, which is what enters a replay; None: all of it."""
+    replayed_versions: torch.Tensor = torch.empty(0, dtype=torch.int64)
+    """int64 of any shape, on the CPU: like `versions`, for the steps that were learned from before; demonstrations have
+    none."""
 
 
 class Source(Protocol):

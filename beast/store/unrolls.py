@@ -8,9 +8,7 @@ killed process could keep, and the slots of a dead worker are known exactly: `de
 
 from __future__ import annotations
 
-import fcntl
 import os
-import select
 import threading
 import time
 from collections import deque
@@ -25,11 +23,8 @@ import torch
 from beast.core.data import Array, ArraySpec, Batch, Chosen, EnvOutput, Nested, flatten, map_nested
 from beast.core.errors import StoreClosed
 from beast.processes.shared import SharedArrays
-
-_INT = np.dtype(np.int32)
-_F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", 1031)
-_PIPE_SIZE = 1 << 16  # bytes that a pipe holds by default
-_CHUNK = select.PIPE_BUF // _INT.itemsize  # integers that one atomic write can hold
+from beast.store.batches import BatchLayout
+from beast.store.pipes import INT, make_room, readable, write
 
 
 @dataclass(frozen=True)
@@ -161,16 +156,16 @@ class WorkerPort:
         Raises:
             StoreClosed: when the parent has closed the store.
         """
-        if not _readable(self._free_fd, timeout):
+        if not readable(self._free_fd, timeout):
             return None
-        wanted = self._group * _INT.itemsize
+        wanted = self._group * INT.itemsize
         data = b""
         while len(data) < wanted:  # written at once, so the rest is there or arrives immediately
             piece = os.read(self._free_fd, wanted - len(data))
             if not piece:
                 raise StoreClosed("the unroll store is closed")
             data += piece
-        return np.frombuffer(data, _INT).astype(np.intp)
+        return np.frombuffer(data, INT).astype(np.intp)
 
     def commit(self, slots: Array) -> None:
         """Hand over slots whose rows are all written.
@@ -179,7 +174,7 @@ class WorkerPort:
             StoreClosed: when the parent has closed the store.
         """
         try:
-            _write(self._full_fd, slots)
+            write(self._full_fd, slots)
         except BrokenPipeError as error:
             raise StoreClosed("the unroll store is closed") from error
 
@@ -199,6 +194,7 @@ class UnrollStore:
         self.arrays: dict[str, Any] = self._shared.arrays
         self._fill_with_absurd_values()
         self._tensors = map_nested(torch.from_numpy, self.arrays)
+        self._layout = BatchLayout(spec)
         self._full_read, self._full_write = os.pipe()
         os.set_blocking(self._full_read, False)
         self._lock = threading.Lock()  # for the parent's threads only
@@ -239,7 +235,7 @@ class UnrollStore:
             MemoryError: if no pipe can hold two groups of slots, which are sent before the worker reads.
         """
         free_read, free_write = os.pipe()
-        _make_room(free_write, 2 * group * _INT.itemsize)
+        make_room(free_write, 2 * group * INT.itemsize)
         with self._lock:
             self._pipes[worker] = free_read, free_write
             self._groups[worker] = group
@@ -251,7 +247,7 @@ class UnrollStore:
         """Take back all slots of a dead worker; return how many unrolls were lost unfinished."""
         with self._lock:
             self._collect_full()  # what it committed before it died is complete and is kept
-            lost = self._held.pop(worker)
+            lost = self._take_back(worker)
             self._free.extend(lost)
             del self._groups[worker]
             for fd in self._pipes.pop(worker):
@@ -266,18 +262,27 @@ class UnrollStore:
             group = self._groups[worker]
             if len(self._free) < group or len(self._held[worker]) > group:
                 return
-            slots = [self._free.popleft() for _ in range(group)]
-            self._held[worker].update(slots)
-            _write(self._pipes[worker][1], np.array(slots))
+            self._give(worker)
+
+    def _give(self, worker: int) -> None:
+        slots = [self._free.popleft() for _ in range(self._groups[worker])]
+        self._held[worker].update(slots)
+        write(self._pipes[worker][1], np.array(slots))
+
+    def _take_back(self, worker: int) -> set[int]:
+        return self._held.pop(worker)
+
+    def _note_full(self, worker: int, slot: int) -> None:
+        self._held[worker].remove(slot)
+        self._full.append(slot)
 
     def _collect_full(self) -> None:
         try:
             while data := os.read(self._full_read, 1 << 16):
-                for slot in np.frombuffer(data, _INT).tolist():
-                    for held in self._held.values():
+                for slot in np.frombuffer(data, INT).tolist():
+                    for worker, held in self._held.items():
                         if slot in held:
-                            held.remove(slot)
-                            self._full.append(slot)
+                            self._note_full(worker, slot)
                             break
         except BlockingIOError:
             pass
@@ -300,29 +305,11 @@ class UnrollStore:
                     return [self._full.popleft() for _ in range(batch_size)]
             if remaining <= 0:
                 return None
-            _readable(self._full_read, remaining)
+            readable(self._full_read, remaining)
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
         """Copy slots into a batch; they stay taken until `free`. Stacked observations are still frames (see `restack`)."""
-        index = torch.tensor(slots)
-
-        def rows(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.index_select(0, index).transpose(0, 1).contiguous()  # [rows, B, ...]
-
-        def observation(spec: ArraySpec, tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.index_select(0, index) if spec.stack > 1 else rows(tensor)
-
-        tensors = self._tensors
-        by_slot = {
-            name: map_nested(lambda x: x.index_select(0, index), tensors[name]) for name in ("core_state", "actor")
-        }
-        batch = Batch(
-            observation=map_nested(observation, self.spec.observation, tensors["observation"]),
-            **by_slot,
-            **{
-                name: map_nested(rows, tensors[name]) for name in Batch._fields if name not in ("observation", *by_slot)
-            },
-        )
+        batch = self._layout.gather(self._tensors, torch.tensor(slots))
         return batch, self._episodes(slots)
 
     def free(self, slots: list[int]) -> None:
@@ -380,26 +367,3 @@ class UnrollStore:
             self._groups.clear()
             os.close(self._full_read)
             os.close(self._full_write)
-
-
-def _make_room(pipe: int, size: int) -> None:
-    """Enlarge a pipe to hold `size` bytes, so that writing that many never blocks."""
-    if size <= _PIPE_SIZE:
-        return
-    try:
-        fcntl.fcntl(pipe, _F_SETPIPE_SZ, size)
-    except OSError as error:
-        raise MemoryError(
-            f"a pipe of {size:,} bytes cannot be had ({error}): raise --num_actor_processes, so that each hosts fewer actors"
-        ) from error
-
-
-def _readable(fd: int, timeout: float) -> bool:
-    poll = select.poll()  # unlike select, not limited to descriptors below 1024
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(max(timeout, 0.0) * 1000))
-
-
-def _write(fd: int, numbers: Array) -> None:
-    for start in range(0, len(numbers), _CHUNK):
-        os.write(fd, numbers[start : start + _CHUNK].astype(_INT).tobytes())

@@ -68,6 +68,13 @@ class Weights:
         number = int(self._announced[0])
         return -1 if number < 0 else int(self._versions[number % 2])
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the versions that a checkpoint must hold beside the newest: none here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what `state_dict` returned, before the first `publish`."""
+
     def publish(self, parameters: torch.Tensor, version: int, statistics: torch.Tensor | None = None) -> None:
         """Write a new version. Only the learner may call this.
 
@@ -79,8 +86,8 @@ class Weights:
         Raises:
             FloatingPointError: if a number is not finite; readers keep the last version.
         """
-        vectors = [parameters.cpu(), *([] if statistics is None else [statistics.cpu()])]  # the only wait for a GPU
-        if not all_finite(vectors):
+        vectors = [parameters, *([] if statistics is None else [statistics])]
+        if not all_finite(vectors):  # checked on their device; the only wait for a GPU, but for the copies below
             raise FloatingPointError(
                 f"the weights of update {version} are infinite or NaN: try a lower --learning_rate"
             )

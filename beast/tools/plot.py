@@ -104,14 +104,15 @@ def _pyplot() -> Any:
     return plt
 
 
-def panels(count: int, title: str) -> tuple[Any, list[Any]]:
-    """Make a figure with `count` panels side by side."""
-    figure, axes = _pyplot().subplots(1, count, figsize=(5.2 * count, 3.6), layout="constrained", squeeze=False)
+def panels(count: int, title: str, lines: int = 1) -> tuple[Any, list[Any]]:
+    """Make a figure with `count` panels side by side in each of so many lines; the panels come line by line."""
+    size, shape = (5.2 * count, 3.6 * lines), (lines, count)
+    figure, axes = _pyplot().subplots(*shape, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(title, fontsize=11)
-    for panel in axes[0]:
+    for panel in axes.flat:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes[0])
+    return figure, list(axes.flat)
 
 
 def save(figure: Any, file: Path) -> None:

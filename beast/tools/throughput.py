@@ -21,7 +21,7 @@ import torch
 
 from beast.acting.policy import Policy
 from beast.acting.task import Task
-from beast.core.data import Batch, map_nested
+from beast.core.data import map_nested
 from beast.core.gradients import Gradients, Staged
 from beast.core.learner import Learner
 from beast.processes import machine
@@ -32,6 +32,7 @@ from beast.run.folder import git_commit
 from beast.run.learning import STAGES
 from beast.run.trainer import Trainer, learner_threads
 from beast.settings.config import Config
+from beast.store.batches import BatchLayout
 from beast.store.unrolls import UnrollSpec
 from beast.store.weights import Weights
 
@@ -230,8 +231,10 @@ def _alone(config: Config, task: Task, trainer: Trainer, seconds: float) -> dict
     act, close = _acting(config, task, trainer.weights)
     gradients, learner = trainer.learning.gradients, trainer.learner
     staged = blank_batch(gradients, trainer.store.spec, config.learner.batch_size, config.actors.unroll_length)
+    share = config.learner.batch_size / config.fresh_unrolls  # replayed steps cost time, and are none
     rounds = [
-        act(seconds) | {"learner": time_learner(gradients, learner, staged, 2 * seconds)} for _ in range(1 + ROUNDS)
+        act(seconds) | {"learner": time_learner(gradients, learner, staged, 2 * seconds) * share}
+        for _ in range(1 + ROUNDS)
     ]
     close()
     machine.use_compute_threads(threads)
@@ -288,16 +291,7 @@ def time_learner(gradients: Gradients, learner: Learner, staged: Staged, seconds
 def blank_batch(gradients: Gradients, spec: UnrollSpec, batch_size: int, unroll_length: int) -> Staged:
     """Make a batch of zeros in the store's layout; the learner's time does not depend on the values."""
     slots = map_nested(lambda s: torch.from_numpy(np.zeros(s.shape, s.dtype)), spec.slots(batch_size, unroll_length))
-    observation = map_nested(
-        lambda s, x: x if s.stack > 1 else x.transpose(0, 1).contiguous(), spec.observation, slots["observation"]
-    )
-    by_slot = ("core_state", "actor")
-    rows = {
-        name: map_nested(lambda x: x.transpose(0, 1).contiguous(), slots[name])
-        for name in Batch._fields
-        if name not in ("observation", *by_slot)
-    }
-    return gradients.to_device(Batch(observation=observation, **{name: slots[name] for name in by_slot}, **rows))
+    return gradients.to_device(BatchLayout(spec).gather(slots, torch.arange(batch_size)))
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import environment, learner, slow_environments, startup, throughput
+from benchmarks import environment, learner, memory, slow_environments, startup, throughput
 from benchmarks import run as suite
 from benchmarks.run import BENCHMARKS, Benchmark
 
@@ -46,6 +46,28 @@ def test_startup_sees_the_first_update_memory_and_the_end(tmp_path):
     assert figures["processes"] >= 3  # this one, the fork server, an actor
     assert 0 < figures["stop_s"] < 60
     check_drawn(startup.draw, {"point": figures}, tmp_path)
+
+
+def test_memory_watches_a_training_run_and_a_profile(tmp_path):
+    flags = [
+        "--env",
+        "Catch-v0",
+        "--num_actors",
+        "4",
+        "--num_actor_processes",
+        "1",
+        "--batch_size",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    figures = memory.training(memory.ROOT, tmp_path, flags, 20) | memory.profile(memory.ROOT, tmp_path, flags, 0.5)
+    assert 50 < figures["learner_pss_mb"] <= figures["learner_rss_mb"] < 5000
+    assert figures["learner_pss_mb"] < figures["all_pss_mb"]
+    assert figures["training_sps"] > 0
+    assert figures["profile_sps"] > 0
+    found = [{"side": "ours", "precision": "float32"} | figures | {"training_sps": sps} for sps in (1.0, 9.0, 5.0)]
+    assert memory.medians(found) == [found[2]]
 
 
 def test_throughput_is_what_profile_says(tmp_path):

@@ -128,7 +128,7 @@ def test_two_writers_and_a_cleaner_lose_nothing(tmp_path):
 
     def clean(_: int) -> None:
         for _ in range(300):
-            checkpoint._remove_left_behind(tmp_path)
+            checkpoint.remove_left_behind(tmp_path)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda task: task[0](task[1]), [(write, 1), (write, 2), (clean, 0), (clean, 1)]))

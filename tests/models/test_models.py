@@ -56,7 +56,9 @@ def slice_rows(inputs, rows):
     def cut(tree):
         if isinstance(tree, dict):
             return {key: cut(value) for key, value in tree.items()}
-        return tuple(cut(value) for value in tree) if isinstance(tree, tuple) else tree[rows]
+        if isinstance(tree, tuple):
+            return tuple(cut(value) for value in tree)
+        return None if tree is None else tree[rows]
 
     return ModelInput(*(cut(field) for field in inputs))
 
@@ -239,6 +241,10 @@ def test_the_lstm_unrolled_with_resets_is_the_textbook_recursion():
         expected.append(h)
     with torch.no_grad():
         output, (last_h, last_c) = memory(x, first, (state[0], state[1]))
+        told, _ = memory(x, first, (state[0], state[1]), resets=(0, 2, 3, 6))  # by a host that need not look
+        misled, _ = memory(x, first, (state[0], state[1]), resets=())
+    assert torch.equal(told, output)
+    assert not torch.allclose(misled, output)
     assert_close(output, torch.stack(expected), rtol=0, atol=1e-13)
     assert_close(last_h, h.float(), rtol=0, atol=1e-7)
     assert_close(last_c, c.float(), rtol=0, atol=1e-7)

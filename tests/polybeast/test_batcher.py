@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from beast.polybeast.batcher import Batcher
+from beast.polybeast.batcher import Batcher, Lockstep
 from beast.polybeast.mailbox import Request
 
 
@@ -122,3 +122,38 @@ def test_64_groups_of_100_requests_with_delays_and_deaths_are_each_served_exactl
                 ready_at[w.request.group_id] = now + rng.random() * 0.02
     assert sorted(answered) == sorted(asked)
     assert len(set(answered)) == len(answered) == 64 * 100
+
+
+# -- lockstep ---------------------------------------------------------------------------------------------------------
+
+
+def test_in_lockstep_nobody_is_served_until_all_unfinished_groups_wait() -> None:
+    unfinished = {0, 1, 2}
+    b = Lockstep(dict.fromkeys(range(3), 2), lambda: unfinished)
+    for group in (2, 0):
+        b.add(Request(group, 1), now=0.0)
+        assert b.next_batch(1e9) == []
+        assert b.patience(1e9) is None  # there is nothing to do until another one asks
+    b.add(Request(1, 1), now=5.0)
+    assert b.patience(5.0) == 0.0
+    assert served(b.next_batch(5.0)) == [(2, 1), (0, 1), (1, 1)]
+    assert b.next_batch(6.0) == []
+
+
+def test_in_lockstep_groups_that_finished_their_unroll_are_not_waited_for() -> None:
+    unfinished = {0, 1}
+    b = Lockstep(dict.fromkeys(range(3), 2), lambda: unfinished)
+    b.add(Request(1, 1), now=0.0)
+    assert b.next_batch(0.0) == []
+    unfinished.remove(0)
+    assert served(b.next_batch(0.0)) == [(1, 1)]
+
+
+def test_in_lockstep_a_successor_is_waited_for_like_anybody_else() -> None:
+    b = Lockstep(dict.fromkeys(range(2), 2), lambda: {0, 1})
+    b.add(Request(0, 7), now=0.0)
+    b.add(Request(0, 900), now=0.1)  # of a new worker, which repeats it
+    assert not b.add(Request(0, 900), now=0.2)
+    assert b.next_batch(0.2) == []
+    b.add(Request(1, 3), now=0.3)
+    assert served(b.next_batch(0.3)) == [(0, 900), (1, 3)]

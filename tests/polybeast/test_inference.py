@@ -37,12 +37,20 @@ def test_whoever_always_has_work_still_gives_signs_of_life_and_sees_the_stop() -
 
 
 @pytest.mark.parametrize(
-    ("serial", "workers", "device", "groups"),
-    [(True, 1, "cpu", 1), (True, 1, "cuda", 1), (False, 1, "cpu", 2), (False, 2, "cpu", 1), (False, 16, "cuda", 2)],
+    ("serial", "workers", "device", "pace", "groups"),
+    [
+        (True, 1, "cpu", "free", 1),
+        (True, 1, "cuda", "free", 1),
+        (False, 1, "cpu", "free", 2),
+        (False, 2, "cpu", "free", 1),
+        (False, 16, "cuda", "free", 2),
+        (False, 16, "cuda", "unroll", 2),
+        (False, 16, "cuda", "step", 1),
+    ],
 )
 def test_workers_have_two_groups_where_one_can_step_beside_the_others_forward(
-    serial: bool, workers: int, device: str, groups: int
+    serial: bool, workers: int, device: str, pace: str, groups: int
 ) -> None:
     task: Any = SimpleNamespace(device=torch.device(device))
-    config: Any = SimpleNamespace(actors=SimpleNamespace(serial=serial))
+    config: Any = SimpleNamespace(actors=SimpleNamespace(serial=serial), pace=SimpleNamespace(pace=pace))
     assert _groups(workers, config, task) == groups

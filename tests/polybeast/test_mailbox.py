@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from beast.core.data import ArraySpec, Chosen, EnvOutput, map_nested
-from beast.polybeast.mailbox import Line, Mailbox, Request, Rows
+from beast.polybeast.mailbox import LAST_TICKET, Line, Mailbox, Request, Rows
 from beast.store.unrolls import UnrollSpec
 
 FLOAT = np.dtype(np.float32)
@@ -68,6 +68,41 @@ def test_states_are_left_for_their_places_alone() -> None:
     mailbox.put_state(slice(1, 2), [np.ones((1, 6), np.float32)])
     (state,) = mailbox.core_state(slice(0, 3))
     assert state.sum(axis=1).tolist() == [0, 6, 0]
+
+
+def kept(mailbox: Mailbox, ticket: int, places: slice = slice(1, 3)) -> list[float] | None:
+    state = mailbox.kept_state(Request(0, ticket), places)
+    return None if state is None else state[0][:, 0].tolist()
+
+
+def test_a_state_is_kept_for_the_request_after_the_one_that_it_came_from() -> None:
+    mailbox = Mailbox(SPEC, noise_size=5, num_actors=4)
+    for ticket in (LAST_TICKET - 1, LAST_TICKET, 0, 1):
+        mailbox.keep_state(slice(1, 3), ticket, [np.full((2, 6), ticket % 100, np.float32)])
+        following = (ticket + 1) & LAST_TICKET
+        assert kept(mailbox, following) == [ticket % 100] * 2
+        assert kept(mailbox, following, slice(0, 2)) is None  # not all of them have one
+        assert kept(mailbox, following + 5) is None
+
+
+def test_a_death_while_a_state_is_kept_leaves_the_one_before_it() -> None:
+    mailbox = Mailbox(SPEC, noise_size=5, num_actors=4)
+    mailbox.keep_state(slice(1, 3), 7, [np.full((2, 6), 70, np.float32)])
+    with pytest.raises(ValueError, match="broadcast"):  # it stops in the midst
+        mailbox.keep_state(slice(1, 3), 8, [np.full((5, 5), 80, np.float32)])
+    assert kept(mailbox, 8) == [70, 70]  # the request that was not answered is made again
+    assert kept(mailbox, 9) is None
+
+
+def test_groups_are_unfinished_until_they_say_otherwise_of_this_version() -> None:
+    mailbox = Mailbox(SPEC, noise_size=5, num_actors=5)
+    groups = [slice(0, 2), slice(2, 5)]
+    assert mailbox.unfinished(groups, 0) == {0, 1}
+    mailbox.finish(slice(2, 5), 0)
+    assert mailbox.unfinished(groups, 0) == {0}
+    assert mailbox.unfinished(groups, 1) == {0, 1}
+    mailbox.finish(slice(2, 5), -1)
+    assert mailbox.unfinished(groups, 0) == {0, 1}
 
 
 def test_a_line_delivers_messages_in_order_and_times_out_when_there_are_none() -> None:

@@ -57,4 +57,4 @@ def crew(task, config, spec, weights):
         return WorkerPlan(f"a3c worker {index}", work, of_life)
 
     plans = [plan(index, actors) for index, actors in enumerate(spread(config.actors.num_actors, 2))]
-    return Crew(plans, source=lambda _: FromWorkers(ours))
+    return Crew(plans, source=lambda _: FromWorkers(ours), gives_batches=False)

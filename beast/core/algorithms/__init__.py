@@ -2,6 +2,9 @@
 
     loss(outputs, batch, distribution, config) -> (scalar, metrics by name)
 
+A module whose loss is a sum over the batch's unrolls may declare `ADDITIVE = True`, and `MEANS`, the names of those terms that
+are means (see `Algorithm.additive`).
+
 An algorithm that needs more (several passes over a batch, parameters of its own, a state, columns of its own, a hook after each
 update) defines a class `Algorithm` instead, a subclass of the one below.
 """
@@ -35,6 +38,11 @@ class Algorithm:
 
     info_columns: Mapping[str, ArraySpec] = {}
     """Further columns that it needs of each step: keys of the environment's `info`, in `Batch.extra` as `[T+1, B, ...]`."""
+    additive: bool = False
+    """Whether the losses of a batch's parts (some of its unrolls each), and their terms, add up to those of the whole batch. If
+    so, a batch that would need too much memory is learned from in parts, and `losses` is called for each of them."""
+    means: tuple[str, ...] = ("entropy",)
+    """Names of terms that are means over the batch instead of sums; the mean over the parts is reported."""
 
     def __init__(self, config: Any, distribution: Distribution) -> None:
         self.config, self.distribution = config, distribution
@@ -85,11 +93,26 @@ class Algorithm:
 
 
 class PlainLoss(Algorithm):
-    """The short form of an algorithm: one pass with a function `loss`."""
+    """The short form of an algorithm: one pass with a function `loss`.
 
-    def __init__(self, config: Any, distribution: Distribution, loss: Loss) -> None:
+    Args:
+        config: the module's `Config`, as set by flags.
+        distribution: of the action space.
+        loss: the function.
+        additive: as in `Algorithm`.
+        means: as in `Algorithm`.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        distribution: Distribution,
+        loss: Loss,
+        additive: bool = False,
+        means: tuple[str, ...] = ("entropy",),
+    ) -> None:
         super().__init__(config, distribution)
-        self._loss = loss
+        self._loss, self.additive, self.means = loss, additive, means
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Yield the loss of the only pass and its terms."""
@@ -101,7 +124,8 @@ def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algori
     if hasattr(module, "Algorithm"):
         algorithm: Algorithm = module.Algorithm(config, distribution)
         return algorithm
-    return PlainLoss(config, distribution, module.loss)
+    adds_up, means = getattr(module, "ADDITIVE", False), getattr(module, "MEANS", Algorithm.means)
+    return PlainLoss(config, distribution, module.loss, adds_up, means)
 
 
 def algorithm_module(name: str) -> Any:

@@ -65,6 +65,9 @@ def loss(
 class Algorithm(algorithms.Algorithm):
     """An algorithm that makes several passes of `loss` over each batch."""
 
+    additive = True
+    means = ("clipped", "entropy")
+
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Yield the loss of each pass and its terms by name."""
         for _ in range(self.config.passes):

@@ -12,6 +12,8 @@ from beast.core.algorithms.corrections import CORRECTIONS
 from beast.core.data import Batch, ModelOutput
 from beast.core.distributions import Distribution
 
+ADDITIVE = True
+
 
 @dataclass(frozen=True)
 class Config:

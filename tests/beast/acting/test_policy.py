@@ -259,3 +259,16 @@ def test_seeds_differ_in_everything_that_they_are_made_of():
 
 def test_a_seed_is_the_same_on_every_day():
     assert [seed_for(1, "env", 0, 0), seed_for(1, "actions", 3, 1)] == [2055679006, 865860617]
+
+
+def test_a_model_whose_weights_are_read_anyway_draws_none(monkeypatch):
+    choice = ModelChoice("impala_shallow", False, Box(0, 255, (2, 20, 20), np.uint8), Discrete(2))
+    weights, _ = published(choice)
+
+    def refuse(*_):
+        raise AssertionError("weights are drawn")
+
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", refuse)
+    Policy(choice, torch.float32, weights, 1).refresh()
+    with pytest.raises(AssertionError, match="drawn"):
+        choice.build()

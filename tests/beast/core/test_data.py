@@ -64,6 +64,24 @@ def test_model_input_hands_on_all_rows():
     assert inputs.first is batch.first
 
 
+def test_some_unrolls_of_a_batch_keep_their_fields_in_place():
+    unrolls = torch.arange(5)
+    rows = unrolls + 10 * torch.arange(3)[:, None]  # [T+1, B]
+    fields = dict.fromkeys(Batch._fields, rows)
+    nested = {
+        "observation": {"a": rows, "b": (rows,)},
+        "core_state": (unrolls, {"h": unrolls[:, None]}),
+        "actor": unrolls,
+    }
+    part = Batch(**fields | nested | {"extra": {"mask": rows[:, :, None]}, "agent_extra": {}}).unrolls(slice(1, 3))
+    expected = [[1, 2], [11, 12], [21, 22]]
+    assert part.observation["a"].tolist() == part.observation["b"][0].tolist() == part.reward.tolist() == expected
+    assert part.core_state[0].tolist() == part.core_state[1]["h"].flatten().tolist() == part.actor.tolist() == [1, 2]
+    assert part.extra["mask"].shape == (3, 2, 1)
+    assert part.agent_extra == {}
+    assert part._replace(actor=()).unrolls(slice(0, 1)).actor == ()
+
+
 def play(rng, stack, rows, frame_shape, reset_probability):
     """A frame-stacking environment over `rows` rows: (stacks [rows, stack, ...], first [rows])."""
     blank = np.zeros(frame_shape, np.uint8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_learner import random_batch
 
-from beast.core.finite import all_finite
+from beast.core.finite import all_finite, spoil
 from beast.run.skipped_updates import KEPT, SkippedUpdates
 
 GOOD = {"finite": torch.tensor(True), "total_loss": torch.tensor(1.0)}
@@ -26,6 +26,21 @@ def test_one_number_among_many_is_found(dtype, value):
     numbers[2, 567] = value
     assert not all_finite([torch.zeros(2), numbers])
     assert all_finite([torch.full((4,), torch.finfo(dtype).max, dtype=dtype)])  # large is not infinite
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_number_is_spoilt_by_any_that_is_not_finite_and_by_no_other(dtype, value):
+    numbers = torch.randn(3, 1000).to(dtype)
+    large = torch.full((4,), torch.finfo(torch.float32 if dtype == torch.float64 else dtype).max, dtype=dtype)
+    number = torch.tensor([0.1])
+    spoil(number, [numbers, large, -large, torch.tensor(2.0), torch.zeros(0), torch.tensor([3], dtype=torch.uint8)])
+    assert torch.equal(number, torch.tensor([0.1]))
+    numbers[2, 567] = value
+    for bad in (numbers, torch.tensor(value)):
+        spoilt = number.clone()
+        spoil(spoilt, [large, bad])
+        assert spoilt.isnan()
 
 
 @pytest.mark.parametrize(("field", "remedy"), [("observation", "environment"), ("reward", "step()"),

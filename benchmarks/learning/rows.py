@@ -1,0 +1,124 @@
+"""The table of rows: which task, how long, how often, what is to be reached, and what others have reached.
+
+Everything else comes from the preset that a task takes by itself; `flags` hold only what a task cannot do without, or what a
+row is there to show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SOURCES = {
+    "SB3": "Stable-Baselines3, one trained agent each, tuned per task, likeliest actions except on Atari: the benchmark "
+    "page of [rl-baselines3-zoo](https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md); its Box2D tasks "
+    "are one version older than ours, its MuJoCo tasks are v3",
+    "CleanRL": "means of 3 seeds at the end of training, drawn actions: "
+    "[CleanRL's pages](https://docs.cleanrl.dev/rl-algorithms/ppo/)",
+    "gymnax": "PPO, 10M steps (the configurations of gymnax-blines): the table of "
+    "[gymnax's README](https://github.com/RobertTLange/gymnax); it has no agent for Seaquest",
+    "MinAtar": "actor-critic with eligibility traces, 5M steps, means of 30 seeds, as curves alone: "
+    "Young and Tian (2019), [arXiv 1903.03176](https://arxiv.org/abs/1903.03176)",
+    "own": "our own measure of solved, for want of a published figure",
+}
+"""By the words that a row's `published` begins with."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task, with several seeds."""
+
+    name: str
+    """of the row, its run folders and its files"""
+    env: str
+    steps: int
+    """agent steps of each run, fewer if the target is reached before"""
+    seeds: int
+    target: float | None
+    """the mean return over 100 games to reach; None: the row only shows a curve"""
+    published: str = ""
+    """what others have reached, each figure behind its source's name, "score @ agent steps" """
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+def _same(env: str, steps: int, seeds: int, target: float | None, published: str = "", **flags: Any) -> Row:
+    """A row that is called as its environment is."""
+    return Row(env.replace("/", "-"), env, steps, seeds, target, published, flags)
+
+
+_BLIND = {"wrapper": "benchmarks.learning.tasks:without_velocities"}
+_DOOM = {"resize": "60x80", "action_repeat": 4}  # its pictures are 240x320, its tics 35 a second
+_TORCHBEAST = {"center_pixels": False, "initialisation": "pytorch"}
+_TORCHBEASTS_SHALLOW = {"model": "atari_shallow", **_TORCHBEAST}
+_DEEP = {"model": "impala_resnet"}
+_TORCHBEASTS_DEEP = {**_DEEP, **_TORCHBEAST, "last_step_input": "reward"}
+
+ROWS: dict[str, tuple[Row, ...]] = {
+    "classic": (
+        _same("CartPole-v1", 100_000, 3, 500, "SB3 PPO 500 @ 100K, A2C 500 @ 500K; CleanRL PPO 489"),
+        _same("Acrobot-v1", 500_000, 3, -83, "SB3 A2C -83 @ 500K, PPO -74 @ 1M; CleanRL PPO -83 @ 500K"),
+        _same("MountainCar-v0", 1_000_000, 3, -111, "SB3 A2C -111 @ 1M, PPO -110 @ 1M; CleanRL PPO -200"),
+        _same("Pendulum-v1", 1_000_000, 3, -163, "SB3 A2C -163 @ 1M, PPO -172 @ 100K"),
+    ),
+    "box2d": (
+        _same("LunarLander-v3", 1_000_000, 3, 242, "SB3 PPO 242 @ 1M, A2C 156 @ 200K"),
+        Row("LunarLanderContinuous-v3", "LunarLander-v3", 1_000_000, 3, 270, "SB3 PPO 271 @ 1M, A2C 84 @ 5M",
+            {"env_kwargs": {"continuous": True}}),
+        _same("BipedalWalker-v3", 5_000_000, 3, 213, "SB3 PPO 213 @ 5M, A2C 300 @ 5M"),
+    ),
+    "minigrid": (
+        _same("MiniGrid-Empty-5x5-v0", 100_000, 3, 0.95, "own: 0.955 is the shortest way"),
+        _same("MiniGrid-DoorKey-5x5-v0", 500_000, 3, 0.95, "SB3 PPO 0.97 (drawn actions)"),
+        _same("MiniGrid-GoToDoor-5x5-v0", 1_000_000, 3, 0.9, "own: a few detours in each game"),
+    ),
+    "memory": (
+        Row("CartPole-blind-lstm", "CartPole-v1", 500_000, 3, 475, "own: what Gymnasium calls solved of CartPole",
+            {**_BLIND, "use_lstm": True}),
+        Row("CartPole-blind", "CartPole-v1", 500_000, 3, 475, "own: cannot be reached without a memory", _BLIND),
+        Row("MiniGrid-MemoryS7-lstm", "MiniGrid-MemoryS7-v0", 2_000_000, 3, 0.9, "own: right nearly every time",
+            {"use_lstm": True}),
+        Row("MiniGrid-MemoryS7", "MiniGrid-MemoryS7-v0", 2_000_000, 3, 0.9, "own: cannot be reached without a memory",
+            {"use_lstm": False}),
+    ),
+    "mujoco": (
+        _same("HalfCheetah-v5", 1_000_000, 3, 5_800, "SB3 PPO 5,819 @ 1M, A2C 3,041 @ 1M"),
+        _same("Hopper-v5", 1_000_000, 3, 2_400, "SB3 PPO 2,410 @ 1M, A2C 733 @ 1M"),
+        _same("Walker2d-v5", 1_000_000, 3, 3_500, "SB3 PPO 3,479 @ 1M"),
+    ),
+    "minatar": (
+        _same("MinAtar/Asterix-v1", 10_000_000, 1, 15, "gymnax PPO 15 @ 10M"),
+        _same("MinAtar/Breakout-v1", 10_000_000, 1, 28, "gymnax PPO 28 @ 10M"),
+        _same("MinAtar/Freeway-v1", 10_000_000, 1, 58, "gymnax PPO 58 @ 10M"),
+        _same("MinAtar/Seaquest-v1", 10_000_000, 1, None, "MinAtar: a curve alone"),
+        _same("MinAtar/SpaceInvaders-v1", 10_000_000, 1, 131, "gymnax PPO 131 @ 10M"),
+    ),
+    "vizdoom": (
+        _same("VizdoomBasic-v1", 1_000_000, 1, 80, "own: a hit with nearly every first shot", **_DOOM),
+        _same("VizdoomHealthGathering-v1", 3_000_000, 1, 2_000, "own: alive to the end, at 2,100, in nearly every game",
+              **_DOOM),
+    ),
+    "atari": (
+        Row("Pong", "PongNoFrameskip-v4", 5_000_000, 3, 20,
+            "SB3 A2C 17 @ 10M, PPO 21 @ 10M; CleanRL PPO 20.3 @ 10M, Baselines' PPO 20.4 @ 10M"),
+        Row("Breakout", "BreakoutNoFrameskip-v4", 10_000_000, 1, 432,
+            "SB3 A2C 280 @ 10M, PPO 398 @ 10M; CleanRL PPO 432 @ 10M, Baselines' PPO 389 @ 10M"),
+        Row("SpaceInvaders", "SpaceInvadersNoFrameskip-v4", 10_000_000, 1, 1_162,
+            "SB3 A2C 627 @ 10M, PPO 960 @ 10M; CleanRL PPO 1,162 @ 10M, Baselines' PPO 1,018 @ 10M"),
+    ),
+    "flags": (
+        Row("CartPole-adam", "CartPole-v1", 100_000, 2, None, flags={"optimiser": "adam", "learning_rate": 1e-3}),
+        Row("CartPole-appo", "CartPole-v1", 100_000, 2, None, flags={"algorithm": "appo"}),
+        Row("CartPole-constant-rate", "CartPole-v1", 100_000, 2, None, flags={"learning_rate_schedule": "constant"}),
+        *(Row(f"CartPole-{name}", "CartPole-v1", 100_000, 2, None, flags={"correction": name})
+          for name in ("one_step", "epsilon", "none")),
+    ),
+    "networks": tuple(
+        Row(f"{game}-{name}", f"{game}NoFrameskip-v4", 2_500_000, 1, None, flags=flags)
+        for game in ("Pong", "Breakout", "SpaceInvaders")
+        for name, flags in (
+            ("shallow", {"model": "atari_shallow"}), ("shallow-torchbeast", _TORCHBEASTS_SHALLOW),
+            ("resnet", _DEEP), ("resnet-torchbeast", _TORCHBEASTS_DEEP),
+        )
+    ),
+}  # fmt: skip
+"""By the part of the page that they stand in."""

@@ -1,0 +1,78 @@
+"""Speed of the paper's systems (table 1) beside IMPALA's, in turn on one machine: `python -m benchmarks.systems`.
+
+Machines are noisy, so the systems follow each other, round after round, each time in another order, and what is told is the
+median over rounds of each one's speed divided by that of MonoBeast's IMPALA in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from beast.processes.machine import describe_machine
+from beast.report.files import write_json
+from beast.run.folder import git_commit
+from benchmarks.interleaved import speed
+from benchmarks.same_numbers import ROOT
+
+POLYBEAST = ("--trainer", "polybeast")
+SYSTEMS: dict[str, tuple[str, ...]] = {
+    "IMPALA": (),
+    "IMPALA, dynamic batching": POLYBEAST,
+    "batched A2C, sync trajectory": ("--pace", "unroll"),
+    "batched A2C, dynamic batching": (*POLYBEAST, "--pace", "unroll"),
+    "batched A2C, sync step": (*POLYBEAST, "--pace", "step"),
+}
+"""Rows of the table and the flags that make them; speeds are told as parts of the first one's."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print each round and the ratios, and write all figures if asked to.
+
+    Args:
+        arguments: of the command line; None: this process's own. What follows `--` goes to `run.py profile`.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.systems", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each system [3]")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="steady seconds of each run [20]")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE, after each round")
+    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of the trainer, e.g. -- --env Catch-v0")
+    values = parser.parse_args(arguments)
+    rounds: list[dict[str, float]] = []
+    figures: dict[str, Any] = {}
+    for number in range(values.rounds):
+        found = {}
+        for name in random.Random(number).sample(list(SYSTEMS), len(SYSTEMS)):
+            with tempfile.TemporaryDirectory() as scratch:
+                found[name] = speed(ROOT, Path(scratch), values.seconds, [*SYSTEMS[name], *values.flags])
+            print(f"round {number + 1}: {name} {found[name]:,.0f} SPS", flush=True)
+        rounds.append(found)
+        figures = summary(rounds) | {"flags": values.flags, "seconds": values.seconds}
+        if values.json:
+            write_json(Path(values.json), figures | {"machine": describe_machine(), "git_commit": git_commit()})
+    for name, figure in figures["systems"].items():
+        print(f"{name}: {figure['sps']:,.0f} SPS, {figure['ratio']:.2f} of IMPALA's")
+    return 0
+
+
+def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """The median speed of each system, and the median of its speed's ratio to the first one's in the same round."""
+    first = next(iter(SYSTEMS))
+    systems = {
+        name: {
+            "flags": list(flags),
+            "sps": statistics.median(found[name] for found in rounds),
+            "ratio": statistics.median(found[name] / found[first] for found in rounds),
+        }
+        for name, flags in SYSTEMS.items()
+    }
+    return {"systems": systems, "rounds": rounds}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
