@@ -14,6 +14,7 @@ from beast.acting.models import ModelChoice
 from beast.acting.task import Task
 from beast.core.algorithms import algorithm_module
 from beast.core.data import ACTION_MASK, DISCOUNTED_RETURN, ArraySpec
+from beast.core.distributions import distribution_for
 from beast.core.errors import ConfigError
 from beast.core.statistics import has_vectors
 from beast.envs import EnvChoice
@@ -53,7 +54,9 @@ def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config
     group = choice.make_vector([0])
     try:
         space = group.observation_space
-        preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
+        preset = asked.run.preset
+        if preset == "auto":
+            preset = _preset_for(choice, space, distribution_for(group.action_space).log_stds.any())
         usual = {} if complete else _usual(preset, values, space)
         chosen = {"preset": preset, "model": values.get("model") or usual.get("model") or _model_for(space)}
         config = Config.from_flat(values | chosen, usual)
@@ -101,10 +104,15 @@ def _usual(preset: str, values: dict[str, Any], space: gymnasium.Space[Any]) -> 
     return {name: value for name, value in usual.items() if name in known}
 
 
-def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any]) -> str:
+def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool) -> str:
+    """Return a suite's own preset, or the one that suits the observations and whether actions hold numbers."""
     if choice.preset is not None:
         return choice.preset
-    return "classic" if _model_for(space) == "mlp" else "atari"
+    if _model_for(space) != "mlp":
+        return "atari"
+    if continuous:
+        return "continuous"
+    return "control" if has_vectors(space) else "classic"
 
 
 def _model_for(space: gymnasium.Space[Any]) -> str:

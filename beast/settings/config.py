@@ -228,9 +228,9 @@ class RunConfig:
     """Run"""
 
     preset: str = "auto"
-    """Which set of defaults to use: atari, classic, minigrid or dmlab. auto takes minigrid for MiniGrid and BabyAI,
-    classic for environments that get the model mlp, and atari for all others. Only atari and classic have been tuned,
-    on Pong and CartPole; dmlab has never been tried."""
+    """Which set of defaults to use: atari, control, continuous, classic or minigrid. auto takes minigrid for MiniGrid and
+    BabyAI; for environments that get the model mlp, continuous if actions hold numbers, else control if observations hold
+    vectors of floating-point numbers, else classic; and atari for all others. docs/results.md has what each has learned."""
     savedir: str = "runs"
     """The folder that holds the run folders; `latest` in it points to the newest."""
     xpid: str | None = None

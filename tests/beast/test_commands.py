@@ -89,7 +89,8 @@ def test_the_short_help_shows_the_flags_used_most_first(call):
 
 def test_the_help_shows_what_presets_make_of_a_default(call):
     out = " ".join(call("--help-all").out.split())
-    assert f"[48; classic: {PRESETS['classic']['num_actors']}, minigrid: {PRESETS['minigrid']['num_actors']}]" in out
+    named = ", ".join(f"{name}: {values['num_actors']}" for name, values in PRESETS.items() if name != "atari")
+    assert f"[48; {named}]" in out
     assert "[50,000,000; classic: 500,000, " in out
     assert "[PongNoFrameskip-v4]" in out
 
@@ -123,19 +124,19 @@ def test_flags_that_a_preset_may_need_can_be_typed_before_one_is_chosen(call):
 @pytest.mark.parametrize("flags", [{}, {"algorithm": "impala"}, {"model": "multi_input"}])
 def test_a_preset_gives_no_setting_that_what_was_asked_for_does_not_have(monkeypatch, flags):
     settings = {"algorithm": "appo", "passes": 3, "normalise_observations": True, "hidden_size": 8}
-    monkeypatch.setitem(PRESETS, "classic", settings)
+    monkeypatch.setitem(PRESETS, "control", settings)
     config, _ = resolve_config({"env": "CartPole-v1", **flags})
     had = config.flat()
     assert had["normalise_observations"]
     assert had.get("passes") == (None if "algorithm" in flags else 3)
     assert had.get("hidden_size") == (None if "model" in flags else 8)
-    config, _ = resolve_config({"env": "Catch-v0", "preset": "classic"})
+    config, _ = resolve_config({"env": "Catch-v0", "preset": "control"})
     assert not config.learner.normalise_observations  # whole numbers alone
 
 
 def test_settings_that_a_begun_run_does_not_have_are_no_presets(monkeypatch):
-    monkeypatch.setitem(PRESETS, "classic", {"normalise_observations": True, "num_actors": 3})
-    begun = {"env": "CartPole-v1", "num_actors": 5, "preset": "classic", "model": "mlp"}
+    monkeypatch.setitem(PRESETS, "control", {"normalise_observations": True, "num_actors": 3})
+    begun = {"env": "CartPole-v1", "num_actors": 5, "preset": "control", "model": "mlp"}
     assert resolve_config(begun)[0].learner.normalise_observations
     config, _ = resolve_config(begun, complete=True)
     assert (config.actors.num_actors, config.learner.normalise_observations) == (5, False)
@@ -313,20 +314,24 @@ def test_every_preset_is_made_of_flags_and_passes_the_checks(preset):
 
 def test_the_environment_chooses_preset_and_model():
     config, task = resolve_config({"env": "CartPole-v1"})
-    assert config.run.preset == "classic"
-    assert PRESETS["classic"].items() <= config.flat().items()
+    assert config.run.preset == "control"
+    assert PRESETS["control"].items() <= config.flat().items()
     assert config.learner.model == task.model.model == "mlp"
+    for env, preset in (("Pendulum-v1", "continuous"), ("Catch-v0", "classic"), ("Blackjack-v1", "classic")):
+        config, _ = resolve_config({"env": env})
+        assert (config.run.preset, config.learner.model) == (preset, "mlp")
+        assert {name: config.flat()[name] for name in PRESETS[preset]} == PRESETS[preset]
     config, task = resolve_config({"env": "PongNoFrameskip-v4"})
     assert config.run.preset == "atari"
     assert config.learner.model == "atari_shallow"
 
 
 def test_what_is_given_wins_over_the_preset():
-    learning_rate = 12.5 * PRESETS["classic"]["learning_rate"]
+    learning_rate = 12.5 * PRESETS["control"]["learning_rate"]
     config, _ = resolve_config({"env": "CartPole-v1", "learning_rate": learning_rate, "num_actors": 3})
     assert config.optimiser.learning_rate == learning_rate
     assert config.actors.num_actors == 3
-    assert config.loss.reward_clipping == PRESETS["classic"]["reward_clipping"]
+    assert config.loss.reward_clipping == PRESETS["control"]["reward_clipping"]
     config, _ = resolve_config({"env": "CartPole-v1", "preset": "minigrid"})
     assert PRESETS["minigrid"].items() <= config.flat().items()
 

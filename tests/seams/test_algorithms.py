@@ -129,7 +129,13 @@ def test_replay_of_the_last_batch_is_a_source(monkeypatch):
 @BEASTS
 def test_evaluation_and_actors_see_the_running_mean(tmp_path, beast):
     run = assembled(
-        tmp_path, model="seams.normalised", env="CartPole-v1", trainer=beast, total_steps=800, precision="bfloat16"
+        tmp_path,
+        model="seams.normalised",
+        env="CartPole-v1",
+        preset="classic",
+        trainer=beast,
+        total_steps=800,
+        precision="bfloat16",
     )
     assert run.run() == 0
     statistics = run.learner.acting.model.statistics

@@ -19,7 +19,14 @@ from beast.run import recordings
 from beast.run.assemble import assemble
 from beast.run.resolve import resolve_config
 
-FLAGS = {"env": "CartPole-v1", "num_actor_processes": 0, "num_actors": 4, "batch_size": 4, "unroll_length": 10}
+FLAGS = {
+    "env": "CartPole-v1",
+    "preset": "classic",
+    "num_actor_processes": 0,
+    "num_actors": 4,
+    "batch_size": 4,
+    "unroll_length": 10,
+}
 
 
 def run(**flags):
