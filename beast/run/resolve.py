@@ -56,7 +56,7 @@ def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config
         space = group.observation_space
         preset = asked.run.preset
         if preset == "auto":
-            preset = _preset_for(choice, space, distribution_for(group.action_space).log_stds.any())
+            preset = _preset_for(choice, space, bool(distribution_for(group.action_space).log_stds.any()))
         usual = {} if complete else _usual(preset, values, space)
         chosen = {"preset": preset, "model": values.get("model") or usual.get("model") or _model_for(space)}
         config = Config.from_flat(values | chosen, usual)
