@@ -155,7 +155,7 @@ def test_evaluation_and_actors_see_the_running_mean(tmp_path, beast):
 def test_columns_of_environment_model_and_algorithm_reach_the_loss(beast):
     columns.SEEN.clear()
     module = "seams.columns"
-    run = assembled(env=f"{module}:make_env", model=module, algorithm=module, trainer=beast)
+    run = assembled(env=f"{module}:make_env", preset="classic", model=module, algorithm=module, trainer=beast)
     assert run.run() == 0
     assert run.store.arrays["extra"].keys() == {"allowed", "lives"}
     for allowed, action, doubt, lives, actor, first in columns.SEEN:

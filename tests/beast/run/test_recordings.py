@@ -234,7 +234,7 @@ def test_damaged_files_are_named_and_nothing_is_made(folder, tmp_path, call, mon
     is_refused("reward")
     monkeypatch.chdir(tmp_path)
     file.write_bytes(b"")
-    done = call("--env", "CartPole-v1", "--unroll_length", 10, "--demonstrations", folder)
+    done = call("--env", "CartPole-v1", "--preset", "classic", "--unroll_length", 10, "--demonstrations", folder)
     assert_one_line(done, file.name, "damaged, or no recording")
     assert not (tmp_path / "runs").exists()
 
