@@ -13,12 +13,14 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from beast.acting.models import ModelChoice
 from beast.acting.policy import Policy
 from beast.core.errors import BeastError, CheckpointError, ConfigError
+from beast.processes.launch import launch
 from beast.processes.machine import allow_open_files
 from beast.processes.supervisor import start_fork_server
 from beast.run import finding
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from beast.acting.agent import Agent
     from beast.acting.task import Task
+    from beast.core.ranks import Ranks
 
 _live = threading.Lock()
 """Held while this process trains, because training seeds PyTorch and uses the one fork server."""
@@ -196,46 +199,74 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
     if values.get("num_actor_processes") != 0:
         start_fork_server()  # it imports torch on another core while this process imports it too
     from beast.run.resolve import resolve_config
+    from beast.run.torchrun import joined
 
+    with joined() as ranks, ExitStack() as held:  # of several ranks the first alone has the folder, and its lock
+        start = ranks.of_first(lambda: _start(values, trusted, held))
+        config, task = ranks.together(
+            lambda: resolve_config(start.flags, start.folder is not None)
+        )  # before anything is made
+        if start.folder is not None and start.steps >= config.learner.total_steps:
+            done = f"{start.folder} is finished: {start.steps:,} steps. To go on, give a larger --total_steps."
+            for line in (*start.notes, done) if ranks.first else ():
+                log(line)
+            return Ended(start.folder, None)
+        ranks.together(lambda: check_machine(config, task))
+        folder = ranks.of_first(lambda: _enter(start, config, held))
+        return _run(config, task, folder, start, callbacks if ranks.first else (), ranks)
+
+
+class _Start(NamedTuple):
+    """What a run starts from."""
+
+    flags: dict[str, Any]
+    folder: Path | None = None
+    """Of a run that goes on; it is locked."""
+    state: dict[str, Any] | None = None
+    """Its checkpoint."""
+    notes: tuple[str, ...] = ()
+    """For its log."""
+
+    @property
+    def steps(self) -> int:
+        return int(self.state["learner"]["steps"]) if self.state else 0
+
+
+def _start(values: dict[str, Any], trusted: bool, held: ExitStack) -> _Start:
+    """Find the run that is to go on, if there is one, lock its folder until `held` ends and read its newest checkpoint."""
     folder = run_folder.run_to_resume(values)
     if folder is None:
-        config, task = resolve_config(values)  # checks everything before anything is made
-        check_machine(config, task)
-        folder = run_folder.make(config)
-        with run_folder.locked(folder):
-            run_folder.begin(folder, config)
-            return _run(config, task, folder, None, [], callbacks)
-    with run_folder.locked(folder):
-        notes: list[str] = []
-        name = values["resume"] if values["resume"] != "auto" else str(folder)
-        path, state = finding.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
-        flags = settings_of(path, state, values, trusted)
-        if flags.get("record_unrolls") and not values.get("record_unrolls"):
-            notes.append(
-                f"unrolls are no longer recorded: give --record_unrolls {flags['record_unrolls']!r:.200} again"
-            )
-        config, task = resolve_config(run_folder.flags_to_resume(folder, flags, values), complete=True)
-        steps = state["learner"]["steps"]
-        if steps >= config.learner.total_steps:
-            for line in notes:
-                log(line)
-            log(f"{folder} is finished: {steps:,} steps. To go on, give a larger --total_steps.")
-            return Ended(folder, None)
-        check_machine(config, task)
-        run_folder.record_resume(folder, config, steps)
-        return _run(config, task, folder, state, notes, callbacks)
+        return _Start(values)
+    held.enter_context(run_folder.locked(folder))
+    notes: list[str] = []
+    name = values["resume"] if values["resume"] != "auto" else str(folder)
+    path, state = finding.load_newest(name, values.get("savedir", RunConfig.savedir), notes.append)
+    flags = settings_of(path, state, values, trusted)
+    if flags.get("record_unrolls") and not values.get("record_unrolls"):
+        notes.append(f"unrolls are no longer recorded: give --record_unrolls {flags['record_unrolls']!r:.200} again")
+    return _Start(run_folder.flags_to_resume(folder, flags, values), folder, state, tuple(notes))
 
 
-def _run(
-    config: Config, task: Task, folder: Path, state: dict[str, Any] | None, notes: list[str], callbacks: Sequence[Any]
-) -> Ended:
-    """Train in a locked folder; `notes` go to its log."""
+def _enter(start: _Start, config: Config, held: ExitStack) -> Path:
+    """Make and lock a new run's folder, or note in that of an old one that it goes on."""
+    if start.folder is not None:
+        run_folder.record_resume(start.folder, config, start.steps)
+        return start.folder
+    folder = run_folder.make(config)
+    held.enter_context(run_folder.locked(folder))
+    run_folder.begin(folder, config)
+    return folder
+
+
+def _run(config: Config, task: Task, folder: Path, start: _Start, callbacks: Sequence[Any], ranks: Ranks) -> Ended:
+    """Train in a folder that the first rank has locked."""
     from beast.run.assemble import assemble
 
+    state = start.state
     try:
-        trainer = assemble(config, task, folder, state, callbacks=callbacks)
+        trainer = assemble(config, task, folder if ranks.first else None, state, ranks=ranks, callbacks=callbacks)
     except BaseException as error:
-        if state is None:
+        if state is None and ranks.first:
             run_folder.undo(folder)
         if isinstance(error, OSError):
             raise ConfigError(f"cannot start in {folder}: {error}") from error
@@ -245,16 +276,17 @@ def _run(
         raise CheckpointError(  # the keys or shapes are another network's
             f"{folder}: its checkpoint does not fit --model {config.learner.model}: {kind}{one_line(error)}"
         ) from error
-    run_folder.point_latest_to(folder)
-    for note in notes:
-        trainer.reports.log(note)
-    actors = config.actors
-    where = "this process" if actors.serial else f"{actors.processes} processes"
-    trainer.reports.log(
-        f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
-        f"preset {config.run.preset}, {actors.num_actors} actors in {where}, "
-        f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}"
-    )
+    if ranks.first:
+        run_folder.point_latest_to(folder)
+        actors = config.actors
+        where = "this process" if actors.serial else f"{actors.processes} processes"
+        for line in (
+            *start.notes,
+            f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
+            f"preset {config.run.preset}, {f'{ranks.size} ranks with ' if ranks.size > 1 else ''}{actors.num_actors} "
+            f"actors in {where}, {str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}",
+        ):
+            trainer.reports.log(line)
     status = trainer.run()
     return Ended(folder, status - 128 if status else None)
 
@@ -292,11 +324,15 @@ def check_machine(config: Config, task: Task) -> None:
 
     Raises:
         ConfigError: if there is too little memory, or the limit of open files is too low and may not be raised, or a folder
-            of recordings is wrong.
+            of recordings is wrong, or one process alone is asked for in several ranks.
     """
     from beast.run.memory import check_memory
     from beast.run.recordings import prepare
 
+    if config.actors.serial and launch().size > 1:
+        raise ConfigError(
+            "--num_actor_processes 0 does everything in one process: leave it out, or run without torchrun"
+        )
     check_memory(config, task)
     if (limit := allow_open_files()) < config.open_files:
         raise ConfigError(

@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None, program: str = "beast") -> int:
         from beast.processes import paths
 
         paths.set_search_path(sys.path)
+        from beast.processes.launch import launch
+
+        if rank := launch().rank:
+            program = f"rank {rank}: {program}"
         _take_signals(program)
         if not paths.current_folder():  # MKL would abort this process
             os.write(2, f"{program}: error: the current folder does not exist any more: go to another one\n".encode())

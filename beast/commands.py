@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import beast
 from beast import api
 from beast.core import names
-from beast.core.errors import BeastError, ConfigError
+from beast.core.errors import BeastError, ConfigError, FailedElsewhere, RankLost
+from beast.processes.launch import launch
 from beast.processes.supervisor import start_fork_server
 from beast.report.files import write_json
 from beast.run import finding, trust
@@ -34,8 +36,16 @@ def run(command: str, arguments: list[str]) -> int:
         near = difflib.get_close_matches(command, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(commands)}"
         return _fail(f"unknown command {command!r}; {hint}", 2)
+    if launch().size > 1 and command != "train":
+        return _fail(f"torchrun is for training alone: type {command} without it", 2)
     try:
         return commands[command](arguments)
+    except FailedElsewhere as error:  # where it is told
+        return error.exit_status
+    except RankLost as error:
+        _fail(str(error), error.exit_status)
+        sys.stdout.flush()
+        os._exit(error.exit_status)  # threads of torch.distributed may wait for what never comes
     except BeastError as error:
         if error.details:
             print(error.details.rstrip(), file=sys.stderr)

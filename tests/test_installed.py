@@ -32,7 +32,7 @@ def test_all_packages_of_the_tree_are_installed_under_one_name():
     folders = {beside.get(name, name.replace(".", "/")) for name in packages}
     assert folders == {
         str(file.parent.relative_to(ROOT))
-        for top in ("beast", "models", "monobeast", "polybeast")
+        for top in ("beast", "models", "monobeast", "polybeast", "a3c")
         for file in (ROOT / top).rglob("__init__.py")
     }
     assert all(name.partition(".")[0] == "beast" for name in packages)
@@ -51,7 +51,7 @@ def scripts(request, tmp_path_factory):
         pytest.skip("needs pip and setuptools")
     folder = tmp_path_factory.mktemp(request.param)
     source = folder / "source"
-    for name in ("beast", "models", "monobeast", "polybeast"):
+    for name in ("beast", "models", "monobeast", "polybeast", "a3c"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "run.py"):
         shutil.copy(ROOT / name, source)
@@ -84,7 +84,7 @@ def project(tmp_path):
     (tmp_path / "models").mkdir()
     for name in ("my_net", "mlp"):
         (tmp_path / "models" / f"{name}.py").write_text(MODEL)
-    for name in ("run", "monobeast", "polybeast", "benchmarks"):
+    for name in ("run", "monobeast", "polybeast", "a3c", "benchmarks"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the user has run ' + __name__)\n")
     return tmp_path
 
@@ -122,7 +122,6 @@ def test_a_script_of_a_users_own_and_a_name_of_old(scripts, project):
 
 @pytest.mark.slow
 def test_nothing_else_is_installed(scripts, tmp_path):
-    code = (
-        "import importlib.util as u; print([n for n in ('models', 'run', 'monobeast', 'polybeast') if u.find_spec(n)])"
-    )
+    names = ("models", "run", "monobeast", "polybeast", "a3c")
+    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     assert run(tmp_path, str(scripts / "python"), "-c", code).stdout == "[]\n"

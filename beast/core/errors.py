@@ -38,6 +38,20 @@ class WorkerError(BeastError, RuntimeError):
         self.details = details
 
 
+class RankLost(BeastError, RuntimeError):
+    """Another learner of the same run is gone, or gave no answer in time."""
+
+    exit_status = 1
+
+
+class FailedElsewhere(BeastError, RuntimeError):
+    """Another learner of the same run could not start, and tells its own user why."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class StoreClosed(BeastError, EOFError):
     """The parent has closed the store, which ends the run for a worker."""
 

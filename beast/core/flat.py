@@ -60,15 +60,22 @@ class FlatModel:
         return torch.cat([self.statistics.new_ones(1), self.statistics, *(part.take_sums() for part in self.running)])
 
     def merge(self, sums: torch.Tensor) -> None:
-        """Merge what forwards saw; buffers that a forward changes itself (BatchNorm's) become the mean over forwards."""
+        """Merge what forwards saw; buffers that a forward changes itself (BatchNorm's) become the mean over forwards.
+
+        The forwards may have seen older statistics than today's; running ones count every step all the same.
+        """
         if not self.num_sums:
             return
         size = self.statistics.numel()
         number, left = sums[:1], sums[1 : 1 + size]
+        now = [[buffer.clone() for buffer in part.buffers()] for part in self.running]
         self.statistics.copy_(torch.where(number > 0, left / number.clamp(min=1.0), self.statistics))
         offset = 1 + size
-        for part in self.running:
-            part.merge(sums[offset : offset + 1 + 2 * part.size])
+        for part, buffers in zip(self.running, now, strict=True):
+            around = part.mean.clone()
+            for buffer, value in zip(part.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+            part.merge(sums[offset : offset + 1 + 2 * part.size], around)
             offset += 1 + 2 * part.size
 
 

@@ -122,6 +122,11 @@ class Gradients:
         metrics = {name: x.mean() if name in self.algorithm.means else x.sum() for name, x in terms.items()}
         return Gradient(self._vector, torch.stack([part.sums for part in parts]).sum(0), metrics)
 
+    def nothing(self) -> Gradient:
+        """Return zeros, for a rank that has no gradient."""
+        sums = sum(part.num_sums for part in self.parts)
+        return Gradient(torch.zeros_like(self._vector), self._vector.new_zeros(sums), {})
+
     @property
     def parts(self) -> tuple[FlatModel, FlatModel]:
         """The model and the algorithm's module, in the order of all vectors."""

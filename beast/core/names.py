@@ -16,8 +16,10 @@ def to_type() -> str:
     return "python run.py" if typed == "run.py" else typed
 
 
-TRAINERS = ("monobeast", "polybeast")
+TRAINERS = ("monobeast", "polybeast", "a3c")
 """Those that come with this program."""
+LEARN_THE_SAME = ("monobeast", "polybeast")
+"""Those of them that differ only in speed, so that one may replace another."""
 
 
 class NoSuchModule(ImportError):

@@ -71,9 +71,17 @@ class RunningStatistics(nn.Module):
         return self.mean.new_zeros(1 + 2 * self.size) if sums is None else sums
 
     @torch.no_grad()
-    def merge(self, sums: torch.Tensor) -> None:
-        """Take sums in, of one forward or added over several that saw the same `mean`; sums of nothing change nothing."""
+    def merge(self, sums: torch.Tensor, around: torch.Tensor | None = None) -> None:
+        """Take sums in, of one forward or added over several that saw the same `mean`; sums of nothing change nothing.
+
+        Args:
+            sums: as `take_sums` gave them.
+            around: the `mean` that the forwards saw; None: the current one.
+        """
         number, total, squares = sums[:1], sums[1 : 1 + self.size], sums[1 + self.size :]
+        if around is not None:
+            moved = around - self.mean
+            total, squares = total + number * moved, squares + moved * (2.0 * total + number * moved)
         both = self.count + number
         shift = total / both.clamp(min=1.0)
         spread = self.variance * self.count + squares - shift.square() * both

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import psutil
 
+from beast.processes.launch import launch
+
 CGROUPS, MY_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # options of glibc's mallopt
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, by its affinity and its container's quota."""
+    """Return how many cores this process may use: by affinity and container, shared with torchrun's ranks beside it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
@@ -27,7 +29,7 @@ def usable_cores() -> int:
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
         pass  # no cgroup v2 quota
-    return cores
+    return max(1, cores // launch().local_size)
 
 
 def free_memory() -> int:

@@ -13,7 +13,7 @@ import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BESIDE = ("beast.models", "beast.monobeast", "beast.polybeast")
+BESIDE = ("beast.models", "beast.monobeast", "beast.polybeast", "beast.a3c")
 IN_SOURCE_TREE = not os.path.isfile(os.path.join(ROOT, "beast", "models", "__init__.py"))
 
 

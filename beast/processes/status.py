@@ -21,7 +21,7 @@ class StatusBoard:
         num_workers: entries of the board.
     """
 
-    STAGES = ("environment", "inference", "store", "wait")
+    STAGES = ("environment", "inference", "store", "wait", "gradient")
 
     def __init__(self, num_workers: int) -> None:
         self._shared = SharedArrays(

@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from beast.processes.launch import launch
 from beast.report.report import Report
 
 WIDTH = 110  # the live view's largest width, in columns
@@ -44,6 +45,8 @@ def open_console(title: str, start: Report, live: bool | None) -> LiveConsole | 
         live: whether to draw a live view; None draws one if standard output is a terminal that can show it.
     """
     stream = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # None if the process was started with it closed
+    if rank := launch().rank:
+        return RankConsole(stream, rank)
     if live is None:
         live = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "utf" in (stream.encoding or "").lower()
     return LiveConsole(title, start, _Terminal(file=stream, highlight=False)) if live else PlainConsole(stream)
@@ -134,6 +137,22 @@ class PlainConsole:
 
     def close(self) -> None:
         """Do nothing: plain lines leave nothing to restore."""
+
+
+class RankConsole(PlainConsole):
+    """The console of one of torchrun's ranks that is not the first: no reports, and log lines that name it."""
+
+    def __init__(self, stream: TextIO, rank: int) -> None:
+        """Take the stream to write to and the rank's number."""
+        super().__init__(stream)
+        self._rank = rank
+
+    def show(self, report: Report) -> None:
+        """Leave reports to the first rank."""
+
+    def log(self, line: str) -> None:
+        """Print it now. Safe from several threads."""
+        super().log(f"rank {self._rank}: {line}")
 
 
 class _Terminal(Console):

@@ -227,8 +227,8 @@ def _pace(before: tuple[float, int], after: tuple[float, int]) -> float:
 
 
 def _shares(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Return each stage's share of the time spent between two readings; empty if no time was spent."""
-    spent = {stage: max(0.0, seconds - before.get(stage, 0.0)) for stage, seconds in after.items()}
+    """Return each stage's share of the time spent between two readings, of the stages that ever took any."""
+    spent = {stage: max(0.0, seconds - before.get(stage, 0.0)) for stage, seconds in after.items() if seconds}
     total = sum(spent.values())
     return {stage: seconds / total for stage, seconds in spent.items()} if total > 0 else {}
 

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from beast.acting.task import Task
-from beast.core.algorithms import algorithm_module, algorithm_of
 from beast.core.errors import ConfigError
-from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
 from beast.core.ranks import Ranks
+from beast.core.seeds import seed_for
 from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker, Workers
@@ -27,6 +26,7 @@ from beast.run.callbacks import Callbacks, callback_module
 from beast.run.crew import Crew, WorkerPlan, beast_module
 from beast.run.evaluator import Evaluator
 from beast.run.experience import Experience
+from beast.run.gradients import make_gradients
 from beast.run.learning import Learning
 from beast.run.reporter import Reporter
 from beast.run.saving import Checkpoints
@@ -71,6 +71,11 @@ def assemble(
     gradients, learner = make_learner(config, task)
     if state:
         learner.load_state_dict(state["learner"])
+    if ranks.size > 1:  # whose machines may round differently
+        learner.load_state_dict(ranks.of_first(learner.state_dict))
+    if not ranks.first:
+        config = _of_one_more_rank(config, ranks)
+        torch.manual_seed(config.run.seed + resumes)
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
     newest, weights = _weights(config, learner, state, reports.log)
@@ -86,22 +91,23 @@ def assemble(
     run = config.run
     workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
     workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every and ranks.first else None
+    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every else None
     wishes = Wishes()
+    ranks.watch(lambda: wishes.stopping, run.rank_timeout)
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
         action_log = _action_log(config, state, life, reports.log, experience.source)
         serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
-    if state:
+    if state and ranks.first:
         checkpoints.go_on_from(state)
 
     return Trainer(
         config=config, task=task, folder=folder, crew=crew, learner=learner, learning=learning, weights=weights,
         store=store, board=board, workers=workers, reports=reports, skipped=skipped, experience=experience,
-        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, serial=serial, evaluator=evaluator,
-        start_workers=partial(_start, crew, workers, store, life, evaluator),
+        checkpoints=checkpoints, wishes=wishes, status=status, callbacks=heard, ranks=ranks, serial=serial,
+        evaluator=evaluator, start_workers=partial(_start, crew, workers, store, life, evaluator),
     )  # fmt: skip
 
 
@@ -124,6 +130,17 @@ def _experience(
     return Experience(fresh, config, task, life, clock, log)
 
 
+def _of_one_more_rank(config: Config, ranks: Ranks) -> Config:
+    """Return the settings of a rank that is not the first.
+
+    Its random streams are others, and it has no say in what the first alone decides and does.
+    """
+    seed = seed_for(config.run.seed, "rank", ranks.number)
+    return config.replace(
+        seed=seed, eval_every=0, callback=None, max_minutes=None, stop_at_return=None, record_unrolls=None
+    )
+
+
 def _listeners(
     config: Config, task: Task, folder: Path | None, start_step: int, live: bool | None, callbacks: Sequence[Any]
 ) -> tuple[Reports, SkippedUpdates, Callbacks]:
@@ -143,9 +160,7 @@ def make_learner(config: Config, task: Task) -> tuple[Gradients, Learner]:
     """Make a learner with fresh weights, drawn from PyTorch's generator, and what computes its gradients."""
     model = task.model.build()
     masters = master_parameters(model)
-    algorithm = algorithm_of(algorithm_module(config.learner.algorithm), config.loss, task.model.distribution())
-    acting = FlatModel(model, task.device, task.dtype)
-    gradients = Gradients(acting, algorithm, task.observation, task.device, config.learner.compile_model)
+    gradients = make_gradients(config, task, model, task.device)
     return gradients, Learner(gradients, config.optimiser, config.learner.total_steps, masters)
 
 
@@ -201,6 +216,8 @@ def _worker(plan: WorkerPlan, index: int, first_port: int, store: UnrollStore, l
         return plan.arguments(ports, life + restarts)
 
     def on_exit() -> str:
-        return f"{sum(store.detach(number) for number in numbers)} unfinished unrolls discarded"
+        lost = sum(store.detach(number) for number in numbers) + plan.discard()
+        return f"{lost} unfinished unrolls discarded"
 
-    return Worker(plan.name, index, plan.target, arguments, on_exit, leaves=bool(plan.groups))
+    leaves = plan.leaves or bool(plan.groups)
+    return Worker(plan.name, index, plan.target, arguments, on_exit, leaves)

@@ -4,12 +4,15 @@ crew(task, config, spec, weights) -> Crew        plans who fills the unroll stor
 acting_device(device) -> torch.device            device of the actors' forwards, if the learner is on `device`
 
 It may also name the values of --pace that it supports, as PACES. Without it these are free and unroll, which every trainer
-supports whose actors take the newest weights at the start of each unroll.
+supports whose actors take the newest weights at the start of each unroll. And it may have a third function:
+
+settle(config, given) -> Config                  sets what follows from other settings with this trainer, or raises a
+                                                 ConfigError for what it cannot do; `given` names the flags that were given
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +20,9 @@ from beast.core.errors import ConfigError
 from beast.core.names import TRAINERS, NoSuchModule, import_named
 from beast.processes.status import LocalStatus
 from beast.run.action_log import SerialActors
+from beast.settings.config import Config
 from beast.settings.pace import PACES
-from beast.store.sources import Source
+from beast.store.sources import Source, StoreSource
 from beast.store.unrolls import UnrollWriter, WorkerPort
 
 
@@ -33,6 +37,10 @@ class WorkerPlan:
     """Maps its ports and the number of its life to the target's arguments, which must pickle."""
     groups: tuple[int, ...] = ()
     """Number of unrolls that it writes at a time, for each of its ports to the store."""
+    discard: Callable[[], int] = lambda: 0
+    """Takes back what a dead process held beside its ports, and returns how many unrolls were lost with it."""
+    leaves: bool = False
+    """Whether it obeys `WorkerStatus.leaving`, as every worker with ports must."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Crew:
     """Makes all actors from their writer, the number of their life and what they report to (serial mode only)."""
     threads: dict[str, Callable[[LocalStatus], None]] = field(default_factory=dict)
     """Threads by name; each ends soon after its argument is `stopping`."""
-    source: Callable[[Source], Source] = lambda own: own
+    source: Callable[[StoreSource], Source] = lambda own: own
     """Maps the store's source to the one that the learner asks."""
     gives_batches: bool = True
     """Whether the source yields batches; if it yields gradients, there are no unrolls to keep or to record."""
@@ -73,6 +81,21 @@ def beast_module(trainer: str) -> Any:
         if not hasattr(module, needed):
             raise ConfigError(f"--trainer {trainer}: the module defines no {needed} (see beast/run/crew.py)")
     return module
+
+
+def settle(config: Config, given: Collection[str]) -> Config:
+    """Return a run's settings as its trainer sets them.
+
+    Args:
+        config: settings with all defaults.
+        given: names of the flags that were given.
+
+    Raises:
+        ConfigError: if the trainer cannot do what they ask for.
+    """
+    own = getattr(beast_module(config.learner.trainer), "settle", None)
+    settled: Config = own(config, given) if own else config
+    return settled
 
 
 def check_pace(trainer: str, pace: str) -> None:

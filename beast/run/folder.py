@@ -22,6 +22,7 @@ import psutil
 import beast
 from beast.core.errors import CheckpointError, ConfigError
 from beast.processes import machine, paths
+from beast.processes.launch import launch
 from beast.report.files import write_json
 from beast.run import checkpoint, finding
 from beast.settings.config import Config, RunConfig, is_name
@@ -153,6 +154,7 @@ def _circumstances() -> dict[str, Any]:
         | {name: _version(name) for name in ("torch", "numpy", "gymnasium", "ale-py")},
         "git_commit": git_commit(),
         "machine": machine.describe_machine(),
+        "ranks": launch().size,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -49,7 +49,7 @@ class Learning:
             over: asked before anything is changed; True leaves the unit.
 
         Returns:
-            False if no unit came in time, or `over` returned True.
+            False if no unit came in time, `over` returned True, or a rank has left.
 
         Raises:
             FloatingPointError: if weights became infinite or NaN, or too many updates in a row were skipped.
@@ -58,7 +58,8 @@ class Learning:
         if work is None:
             return False
         with self.clock.time("copy"):
-            staged = None if work.batch is None else self.gradients.to_device(work.batch)
+            to_learn = work.batch if work.gradient is None else None
+            staged = None if to_learn is None else self.gradients.to_device(to_learn)
         with self.lock:
             if over():
                 return False
@@ -66,12 +67,15 @@ class Learning:
             with self.clock.time("learn"):
                 updates: list[Update] = []
                 for gradient in self._passes(work, staged):
-                    steps = 0 if updates else work.steps * self._ranks.size
-                    updates.append(self.learner.apply(self._ranks.sum(gradient), steps))
+                    total = self._ranks.sum(gradient, 0 if updates else work.steps)
+                    if total is None:
+                        return False
+                    updates.append(self.learner.apply(*total))
+                heard = work._replace(episodes=self._ranks.gather(work.episodes))
             with self.clock.time("publish"):
                 self.publish()
             self.source.done(work)
-            self.reporter.add(self.learner.steps, work, lags, updates)
+            self.reporter.add(self.learner.steps, heard, lags, updates)
         return True
 
     def _passes(self, work: Work, staged: Staged | None) -> Iterable[Gradient]:

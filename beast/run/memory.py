@@ -13,6 +13,7 @@ from beast.acting.task import Task
 from beast.core.data import flatten
 from beast.core.errors import ConfigError
 from beast.core.flat import FlatModel
+from beast.processes.launch import launch
 from beast.processes.machine import free_memory
 from beast.processes.shared import total_bytes
 from beast.run.experience import replay_bytes
@@ -84,7 +85,7 @@ def check_memory(config: Config, task: Task) -> None:
     Raises:
         ConfigError: if the machine or this process's container has less; the message names the flags to change.
     """
-    need, free = needed(config, task), free_memory()
+    need, free = needed(config, task), free_memory() // launch().local_size  # each rank asks before any has taken
     if need.total <= free:
         return
     blamed = [f"--{name} {config.flat()[name]}" for name in _blamed(config, task, free)]

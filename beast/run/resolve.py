@@ -20,8 +20,9 @@ from beast.core.statistics import has_vectors
 from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
+from beast.processes.launch import launch
 from beast.processes.machine import has_fast_bfloat16
-from beast.run.crew import beast_module, check_pace
+from beast.run.crew import beast_module, check_pace, settle
 from beast.settings.config import Config, LearnerConfig, section
 from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS, WIDEST
@@ -61,6 +62,7 @@ def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config
         chosen = {"preset": preset, "model": values.get("model") or usual.get("model") or _model_for(space)}
         config = Config.from_flat(values | chosen, usual)
         check_pace(config.learner.trainer, config.pace.pace)
+        config = settle(config, values)
         learner, settings = config.learner, dataclasses.asdict(config.model)
         model = ModelChoice(
             learner.model or "", learner.use_lstm, space, group.action_space, settings, learner.normalise_observations
@@ -140,11 +142,13 @@ def _sides(space: gymnasium.Space[Any]) -> int:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if launch().size > 1 and device.type == "cuda":
+        device = _device_of_rank(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
@@ -152,6 +156,19 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     return device
+
+
+def _device_of_rank(device: torch.device) -> torch.device:
+    """The GPU that is this rank's alone."""
+    place, number = launch(), torch.cuda.device_count()
+    if device.index is not None:
+        raise ConfigError(f"--device {device}: torchrun's ranks need a GPU each; use --device cuda")
+    if place.local_rank >= number:
+        raise ConfigError(
+            f"{place.local_size} ranks on this machine, which has {number} CUDA devices: torchrun --nproc_per_node {number}, "
+            "or --device cpu"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
 def compute_dtype(precision: str, model: ModelChoice, device: torch.device, acting: torch.device) -> torch.dtype:

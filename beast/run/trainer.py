@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beast.acting.task import Task
-from beast.core.errors import CheckpointError
+from beast.core.errors import CheckpointError, FailedElsewhere, RankLost
 from beast.core.learner import Learner
 from beast.core.names import to_type
+from beast.core.ranks import Ranks
 from beast.processes.machine import usable_cores
 from beast.processes.status import LocalStatus, StatusBoard
 from beast.processes.supervisor import Workers
@@ -59,6 +60,7 @@ class Trainer:
     """What actors and threads in this process report to."""
     callbacks: Callbacks
     experience: Experience
+    ranks: Ranks
     serial: Serial | None = None
     evaluator: Evaluator | None = None
 
@@ -138,11 +140,11 @@ class Trainer:
     def _finished(self) -> bool:
         if self.threads.failure is not None:
             raise self.threads.failure
-        return self.stopping or self._complete
+        return self.stopping or self._complete or self.ranks.ending is not None
 
     def _over(self) -> bool:
         """Return whether learner threads are done. A unit that was begun before a request to stop is finished."""
-        return self.wishes.ending or self._complete
+        return self.wishes.ending or self._complete or self.ranks.ending is not None
 
     @property
     def _complete(self) -> bool:
@@ -204,6 +206,7 @@ class Trainer:
     def _shut_down(self) -> None:
         """End actors, evaluator and learner threads, save a checkpoint and close the reports."""
         self.wishes.ending = True
+        self._leave_ranks()
         try:
             self.workers.stop(STOP_DEADLINE)
         except Exception as error:  # saving what was learned comes first
@@ -236,6 +239,23 @@ class Trainer:
             if path and step < total:
                 self.reports.log(f"go on with: {to_type()} --resume {self.folder}")
         self.reports.close()
+
+    def _leave_ranks(self) -> None:
+        """Tell the other ranks that this one ends, unless all do; or hear why they do."""
+        if self.ranks.size == 1:
+            return
+        try:
+            with self.learning.lock:  # between two units: a gradient that others wait for is on its way
+                if not self._complete:
+                    failed = self._failure is not None or self.threads.failure is not None
+                    self.ranks.leave(self.learning.gradients.nothing(), self.wishes.signal, failed)
+        except RankLost as error:
+            self._failure = self._failure or self.threads.failure or error
+        if (ending := self.ranks.ending) is not None:
+            self.wishes.signal = self.wishes.signal or ending.signal
+            if ending.failed:
+                self.reports.log("another rank failed: all end")
+                self._failure = self._failure or self.threads.failure or FailedElsewhere("another rank failed")
 
 
 def learner_threads(config: Config, task: Task) -> int:

@@ -123,7 +123,8 @@ class ActorsConfig:
     """Actors"""
 
     num_actors: int = 48
-    """How many environments run at once, over all processes (docs/tuning.md: about 24 for each core)."""
+    """How many environments run at once, over all processes (docs/tuning.md: about 24 for each core); under torchrun, on
+    each rank."""
     num_actor_processes: int | None = None
     """How many processes share the environments (default: one for each CPU core, at most num_actors). 0 does everything
     in one process, which is slower but exactly repeatable."""
@@ -160,8 +161,9 @@ class LearnerConfig:
 
     trainer: str = "monobeast"
     """Who runs the network for the environments: with monobeast every actor process does so itself, on the CPU; with
-    polybeast one inference process does so for all, on the learner's device. my_package.my_beast is a trainer of your
-    own (beast/run/crew.py)."""
+    polybeast one inference process does so for all, on the learner's device; with a3c every actor process also computes
+    the gradient of its own unrolls, and the learner applies each as it comes. my_package.my_beast is a trainer of your own
+    (beast/run/crew.py)."""
     algorithm: str = "impala"
     """Which loss: a file of beast/core/algorithms, or my_package.my_module, which defines Config and loss (docs/extend.md)."""
     model: str | None = None
@@ -174,10 +176,11 @@ class LearnerConfig:
     """Normalise each number of an observation's vectors by its running mean and standard deviation over all steps learned
     from, which actors, learner and evaluation share, and clip it to [-10, 10]. Pictures and choices stay as they are."""
     total_steps: int = 50_000_000
-    """How long to train, in agent steps (on Atari a step is 4 frames). The learning rate falls linearly to 0 at
-    that step, so set the length that you really want."""
+    """How long to train, in agent steps (on Atari a step is 4 frames), counted over all ranks under torchrun. The
+    learning rate falls linearly to 0 at that step, so set the length that you really want."""
     batch_size: int = 32
-    """How many unrolls the learner uses for each update (B). With --pace unroll or step it is num_actors."""
+    """How many unrolls the learner uses for each update (B); under torchrun, on each rank. With --pace unroll or step it is
+    num_actors."""
     num_learner_threads: int | None = None
     """How many threads the learner has: one trains, the others prepare the next batch (default: 2 with a GPU, 1 without)."""
     device: str = "auto"
@@ -265,6 +268,9 @@ class RunConfig:
     reward."""
     stop_at_return: float | None = None
     """End the run, with a checkpoint, once the mean return of the last 100 full games has reached X; none means never."""
+    rank_timeout: float = 120.0
+    """Under torchrun, end the run, with a checkpoint, when another rank has let this one wait for so many seconds
+    (docs/cluster.md)."""
     max_minutes: float | None = None
     """End the run, with a checkpoint, X minutes after this start; none means never."""
     callback: str | None = None
@@ -274,7 +280,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
         _at_least(self, 1, "eval_episodes", "max_skipped_updates")
-        for name in ("checkpoint_every", "report_every", "actor_timeout", "max_minutes", "max_actor_memory"):
+        times = ("checkpoint_every", "report_every", "actor_timeout", "rank_timeout", "max_minutes")
+        for name in (*times, "max_actor_memory"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")

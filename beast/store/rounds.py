@@ -60,11 +60,11 @@ class RoundSource(StoreSource):
 
     def next(self, timeout: float) -> Work | None:
         """Wait for the round's last unroll and return the batch, or None after `timeout` seconds."""
-        with self._clock.time("wait"):
+        with self.clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
             return None
-        with self._clock.time("batch"):
+        with self.clock.time("batch"):
             actor: Any = self._store.arrays["actor"]
             slots.sort(key=lambda slot: int(actor[slot]))
             batch, episodes = self._store.read(slots)

@@ -22,9 +22,9 @@ class Work(NamedTuple):
     episodes: list[Episode]
     """Full games that ended in the unit."""
     batch: Batch | None = None
-    """Batch as the store returned it, on the CPU; None if the work came as a gradient."""
+    """Batch as the store returned it, on the CPU. Beside a gradient it is not learned from, and may be None."""
     gradient: Gradient | None = None
-    """Gradient that was computed elsewhere; None if the work came as a batch."""
+    """Gradient that was computed elsewhere, its vector and sums on the learner's device; None if the work came as a batch."""
     slots: tuple[int, ...] = ()
     """Slots of the store that this unit still holds."""
     fresh: Batch | None = None
@@ -64,15 +64,15 @@ class StoreSource:
     """
 
     def __init__(self, store: UnrollStore, batch_size: int, clock: Clock) -> None:
-        self._store, self._batch_size, self._clock = store, batch_size, clock
+        self._store, self._batch_size, self.clock = store, batch_size, clock
 
     def next(self, timeout: float) -> Work | None:
         """Copy the oldest full slots into a batch and free them; None if there are too few within `timeout` seconds."""
-        with self._clock.time("wait"):
+        with self.clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
             return None
-        with self._clock.time("batch"):
+        with self.clock.time("batch"):
             batch, episodes = self._store.read(slots)
             self._store.free(slots)
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch)

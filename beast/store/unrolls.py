@@ -167,6 +167,11 @@ class WorkerPort:
             data += piece
         return np.frombuffer(data, INT).astype(np.intp)
 
+    def read(self, slots: Array) -> Batch:
+        """Copy slots that this worker has written into a batch (see `UnrollStore.read`)."""
+        tensors = map_nested(torch.from_numpy, self._shared.arrays)
+        return BatchLayout(self._spec).gather(tensors, torch.from_numpy(slots))
+
     def commit(self, slots: Array) -> None:
         """Hand over slots whose rows are all written.
 
@@ -309,8 +314,7 @@ class UnrollStore:
 
     def read(self, slots: list[int]) -> tuple[Batch, list[Episode]]:
         """Copy slots into a batch; they stay taken until `free`. Stacked observations are still frames (see `restack`)."""
-        batch = self._layout.gather(self._tensors, torch.tensor(slots))
-        return batch, self._episodes(slots)
+        return self._layout.gather(self._tensors, torch.tensor(slots)), self.episodes(slots)
 
     def free(self, slots: list[int]) -> None:
         """Free slots that were read, so that workers may write them again."""
@@ -318,7 +322,12 @@ class UnrollStore:
             self._free.extend(slots)
             self._hand_out()
 
-    def _episodes(self, slots: list[int]) -> list[Episode]:
+    def fileno(self) -> int:
+        """Return a file descriptor that is readable when unrolls were committed (for poll)."""
+        return self._full_read
+
+    def episodes(self, slots: list[int]) -> list[Episode]:
+        """Return the full games that ended in slots, which stay taken."""
         returns = self.arrays["episode_return"][slots, 1:]  # row 0 repeats row T of the previous unroll
         names = self.spec.metric_names
         return [

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from beast.core.errors import ConfigError
-from beast.core.names import TRAINERS, to_type
+from beast.core.names import LEARN_THE_SAME, to_type
 from beast.processes import paths
 from beast.processes.forkserver import PR_SET_PDEATHSIG, prctl
 from beast.processes.machine import describe_machine, usable_cores
+from beast.run.crew import settle
 from beast.run.folder import git_commit
 from beast.settings.config import Config
 from beast.settings.flags import to_arguments
@@ -99,8 +100,8 @@ def _hosts(factor: int) -> Step:
 
 
 def _other_trainer(settings: dict[str, Any]) -> str:
-    """Return the next trainer among those that come with this program."""
-    return TRAINERS[(TRAINERS.index(settings["trainer"]) + 1) % len(TRAINERS)]
+    """Return the next of the trainers that learn the same."""
+    return LEARN_THE_SAME[(LEARN_THE_SAME.index(settings["trainer"]) + 1) % len(LEARN_THE_SAME)]
 
 
 def _other_precision(settings: dict[str, Any]) -> str | None:
@@ -168,8 +169,9 @@ class Search:
         return best
 
     def _possible(self, changes: dict[str, Any]) -> bool:
+        values = {"num_buffers": None} | self._given | changes
         try:
-            Config.from_flat({"num_buffers": None} | self._given | changes)
+            settle(Config.from_flat(values), values)
         except ConfigError:
             return False
         return True

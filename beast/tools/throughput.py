@@ -341,8 +341,9 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def _stages(whole: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds of each stage of an agent step, in order, without waiting."""
-    return {name: value for key in ("worker_us", "learner_us") for name, value in whole[key].items() if name != "wait"}
+    """Return the seconds of each stage of an agent step, in order, without waiting and without stages that took none."""
+    stages = (stage for key in ("worker_us", "learner_us") for stage in whole[key].items())
+    return {name: value for name, value in stages if value and name != "wait"}
 
 
 def _parts(values: dict[str, float]) -> str:

@@ -28,11 +28,11 @@ FLAGS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
+@pytest.mark.parametrize("trainer", ["monobeast", "polybeast", "a3c"])
 def test_a_process_that_holds_too_much_is_replaced_between_unrolls(start, tmp_path, trainer):
     (tmp_path / "leaking.py").write_text(LEAK)
     program = start("--env", "leaking:Leaking", *FLAGS, "--trainer", trainer, "--max_actor_memory", 700)
-    told = r"(actor process|env worker) 0 \(pid (\d+)\) held [\d,]+ MB .* was replaced between unrolls"
+    told = r"(actor process|env worker|a3c worker) 0 \(pid (\d+)\) held [\d,]+ MB .* was replaced between unrolls"
     wait_until(lambda: len(re.findall(told, program.out)) > 2 or program.process.poll() is not None, "replacements")
     program.send(signal.SIGINT)
     program.finish()

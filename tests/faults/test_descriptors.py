@@ -27,6 +27,7 @@ def descriptors() -> int:
         ("polybeast", 0, 4),
         ("monobeast", 1, 4),
         ("polybeast", 1, 4),
+        ("a3c", 1, 4),
         pytest.param("monobeast", 0, 100, marks=pytest.mark.slow),
     ],
 )

@@ -60,7 +60,7 @@ def learner_of(run, module=impala):
 def learn(pair, batch, ranks=None):
     gradients, learner = pair
     for gradient in gradients.of(gradients.to_device(batch)):
-        update = learner.apply((ranks or Ranks()).sum(gradient), batch.action.numel())
+        update = learner.apply(*(ranks or Ranks()).sum(gradient, batch.action.numel()))
     return update
 
 
@@ -184,12 +184,12 @@ class TwoThreads(Ranks):
     def __init__(self, barrier, shared):
         self._barrier, self._shared = barrier, shared
 
-    def sum(self, gradient):
+    def sum(self, gradient, steps):
         self._shared.append((gradient.vector.clone(), gradient.sums.clone()))
         self._barrier.wait(30)
         vector, sums = (sum(parts) for parts in zip(*self._shared[-2:], strict=True))
         self._barrier.wait(30)
-        return gradient._replace(vector=vector, sums=sums)
+        return gradient._replace(vector=vector, sums=sums), 2 * steps
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

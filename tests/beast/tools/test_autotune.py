@@ -50,6 +50,7 @@ def test_the_search_climbs_each_flag_as_long_as_it_gets_faster(machine):
     assert best.changes == {"num_actors": 192, "trainer": "polybeast", "batch_size": 8}
     assert len(ran) == len({json.dumps(flags, sort_keys=True) for flags in ran})  # nothing twice
     assert {name for flags in ran for name in flags} == set(DIMENSIONS)
+    assert {flags["trainer"] for flags in ran if "trainer" in flags} == {"polybeast"}  # a3c does not learn the same
 
 
 def test_less_than_the_noise_is_no_gain(machine):
