@@ -24,6 +24,7 @@ POLYBEAST = ("--trainer", "polybeast")
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "IMPALA": (),
     "IMPALA, dynamic batching": POLYBEAST,
+    "A3C": ("--trainer", "a3c"),
     "batched A2C, sync trajectory": ("--pace", "unroll"),
     "batched A2C, dynamic batching": (*POLYBEAST, "--pace", "unroll"),
     "batched A2C, sync step": (*POLYBEAST, "--pace", "step"),

@@ -14,7 +14,8 @@ ActorCritic`; see `models/mlp.py`).
 
 The class may also have `Config`, a frozen dataclass whose fields become flags; and `columns`, a dict of ArraySpec by name:
 arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).
-`micro_batch_rows` is how many rows a CPU learns from at a time, for a model whose activations need much memory.
+`micro_batch_rows` is how many rows a CPU learns from at a time in float32, for a model whose activations need much memory;
+in bfloat16 it is twice as many.
 `beast.core.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
 """
 

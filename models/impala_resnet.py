@@ -49,7 +49,7 @@ class Model(ActorCritic):
     """
 
     supports_bfloat16 = True
-    micro_batch_rows = 168  # of 84x84 pixels: eight unrolls of 20 steps; 32 of them would need 0.6 GB more
+    micro_batch_rows = 168  # eight unrolls of 20 steps; 32 of them, with 84x84 pixels, would need over a GB more
 
     @dataclass(frozen=True)
     class Config(ImageConfig):

@@ -60,7 +60,7 @@ class Gradients:
         self._model: Callable[..., Any] = torch.compile(model, dynamic=False) if compile_model else model
         self._compiled = compile_model
         rows = getattr(model, "micro_batch_rows", None) if algorithm.additive and device.type == "cpu" else None
-        self._most_rows: int | None = rows
+        self._most_rows = None if rows is None else rows * 4 // acting.parameters.element_size()
         self._stacks = map_nested(lambda spec: spec.stack, observation_spec)
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         size = acting.parameters.numel()

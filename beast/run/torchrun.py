@@ -7,6 +7,7 @@ if one rank's is not; the steps; whether a rank leaves, and why.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from beast.core.errors import FailedElsewhere, RankLost
 from beast.core.gradients import Gradient
@@ -53,6 +55,13 @@ def joined() -> Iterator[Ranks]:
         ranks.close()
 
 
+def _join(backend: str, place: Launch, timeout: timedelta) -> None:
+    """Make the process group, with keys of this start's own: torchrun's store still holds the addresses of those before."""
+    store = next(rendezvous("env://", place.rank, place.size, timeout=timeout))[0]
+    own = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=place.rank, world_size=place.size, timeout=timeout)
+
+
 class TorchrunRanks(Ranks):
     """The ranks of torch.distributed's default group."""
 
@@ -73,7 +82,7 @@ class TorchrunRanks(Ranks):
         self._items: list[Any] = []
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # torchrun was killed: nobody would end this process
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        self._patiently(lambda: dist.init_process_group(backend, timeout=timedelta(seconds=START_TIMEOUT)))
+        self._patiently(lambda: _join(backend, place, timedelta(seconds=START_TIMEOUT)))
 
     def close(self) -> None:
         """Leave the process group."""

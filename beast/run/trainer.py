@@ -269,9 +269,8 @@ def learner_threads(config: Config, task: Task) -> int:
 def compute_threads(config: Config, task: Task) -> int:
     """Return the number of threads with which PyTorch computes for the learner at the start.
 
-    On a CPU that is half of the machine, until the learner turns out to need more; all of it where actors wait for each
-    update.
+    On a CPU that is half of the machine, until the learner turns out to need more.
     """
     if config.actors.serial or task.device.type != "cpu":
         return 1
-    return usable_cores() if config.pace.in_rounds else max(1, usable_cores() // 2)
+    return max(1, usable_cores() // 2)

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from beast.report.files import write_atomically
 from beast.tools.plot import panels, save
 from benchmarks.learning import results
@@ -103,7 +105,7 @@ def _table(rows: tuple[Row, ...], have: list[Result]) -> str:
 def _line(row: Row, target: str, label: str, seeds: list[Result]) -> str:
     name = f"{row.name}, {label}" if label else row.name
     level = None if row.target is None else enough(row.target)
-    reached = "" if level is None else " " + " ".join("✓" if _best(result) >= level else "✗" for result in seeds)
+    reached = "" if level is None else " " + " ".join(_mark(result, level) for result in seeds)
     first = [None if level is None else result["curve"].first_at(level) for result in seeds]
     cells = [
         name,
@@ -124,9 +126,11 @@ def enough(target: float) -> float:
     return target - (1 - ENOUGH) * abs(target)
 
 
-def _best(result: Result) -> float:
-    """The better one of a run's two scores; minus infinity for an unfinished run."""
-    return max((score["mean"] for score in result["scores"].values()), default=-float("inf"))
+def _mark(result: Result, level: float) -> str:
+    """Whether the better one of a run's two scores is so high; an unfinished run has none yet."""
+    if not result["finished"]:
+        return "…"
+    return "✓" if max(score["mean"] for score in result["scores"].values()) >= level else "✗"
 
 
 def commit(result: Result) -> str:
@@ -175,22 +179,51 @@ def _conditions(found: list[Result]) -> str:
 
 
 def draw(rows: tuple[Row, ...], have: list[Result], file: Path) -> None:
-    """Two panels for each row that has results: against steps and against minutes; a dashed line is its target."""
-    shown = [row for row in rows if any(result["row"] == row.name for result in have)]
+    """Draw two panels for each row that has results, or for rows of one panel: against steps and against minutes.
+
+    A row by itself has a line for each seed, and a dashed one for its target; rows of one panel are means over their seeds.
+    """
+    shown: dict[str, list[Row]] = {}
+    for row in rows:
+        if any(result["row"] == row.name for result in have):
+            shown.setdefault(row.panel or row.name, []).append(row)
     figure, axes = panels(2, "", len(shown))
-    for row, by_steps, by_minutes in zip(shown, axes[::2], axes[1::2], strict=True):
-        mine = [result for result in have if result["row"] == row.name]
-        labels = sorted({result["label"] for result in mine})
-        for result in mine:
-            curve, colour = result["curve"], f"C{labels.index(result['label'])}"
-            named = f"{result['label'] or 'now'} ({commit(result)})" if result["seed"] == mine[0]["seed"] else None
-            for panel, xs in ((by_steps, [step / 1e6 for step in curve.steps]), (by_minutes, curve.minutes)):
-                panel.plot(xs, curve.returns, color=colour, linewidth=1.1, alpha=0.8, label=named)
-        for panel, name in ((by_steps, "steps (millions)"), (by_minutes, "minutes")):
-            panel.set_xlabel(name, fontsize=8)
-            if row.target is not None:
-                panel.axhline(row.target, color="0.4", linestyle="--", linewidth=0.9)
-        by_steps.set_title(row.name, fontsize=9, loc="left")
+    for (title, together), by_steps, by_minutes in zip(shown.items(), axes[::2], axes[1::2], strict=True):
+        if len(together) == 1:
+            _draw_seeds(together[0], have, by_steps, by_minutes)
+        else:
+            _draw_means(title, together, have, by_steps, by_minutes)
+        by_steps.set_xlabel("steps (millions)", fontsize=8)
+        by_minutes.set_xlabel("minutes", fontsize=8)
+        by_steps.set_title(title, fontsize=9, loc="left")
         by_steps.set_ylabel("return, last 100 games", fontsize=8)
         by_steps.legend(frameon=False, fontsize=7)
     save(figure, file)
+
+
+def _draw_seeds(row: Row, have: list[Result], by_steps: Any, by_minutes: Any) -> None:
+    """Draw one line for each seed, in a colour for each label."""
+    mine = [result for result in have if result["row"] == row.name]
+    labels = sorted({result["label"] for result in mine})
+    for result in mine:
+        curve, colour = result["curve"], f"C{labels.index(result['label'])}"
+        named = f"{result['label'] or 'now'} ({commit(result)})" if result["seed"] == mine[0]["seed"] else None
+        for panel, xs in ((by_steps, [step / 1e6 for step in curve.steps]), (by_minutes, curve.minutes)):
+            panel.plot(xs, curve.returns, color=colour, linewidth=1.1, alpha=0.8, label=named)
+    for panel in (by_steps, by_minutes):
+        if row.target is not None:
+            panel.axhline(row.target, color="0.4", linestyle="--", linewidth=0.9)
+
+
+def _draw_means(title: str, rows: list[Row], have: list[Result], by_steps: Any, by_minutes: Any) -> None:
+    """Draw one line for each row: the mean of its seeds, as far as all of them came."""
+    for number, row in enumerate(rows):
+        curves = [result["curve"] for result in have if result["row"] == row.name and result["curve"].returns]
+        style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--", "linewidth": 1.2}
+        for panel, axis in ((by_steps, "steps"), (by_minutes, "minutes")):
+            if curves:
+                xs = np.linspace(
+                    max(getattr(c, axis)[0] for c in curves), min(getattr(c, axis)[-1] for c in curves), 200
+                )
+                mean = np.mean([np.interp(xs, getattr(c, axis), c.returns) for c in curves], axis=0)
+                panel.plot(xs / 1e6 if axis == "steps" else xs, mean, label=row.name.removeprefix(f"{title}-"), **style)

@@ -39,6 +39,8 @@ class Row:
     published: str = ""
     """what others have reached, each figure behind its source's name, "score @ agent steps" """
     flags: dict[str, Any] = field(default_factory=dict)
+    panel: str = ""
+    """rows with the same are drawn into one panel, each as the mean of its seeds; "": a panel of its own, with each seed"""
 
 
 def _same(env: str, steps: int, seeds: int, target: float | None, published: str = "", **flags: Any) -> Row:
@@ -52,6 +54,22 @@ _TORCHBEAST = {"center_pixels": False, "initialisation": "pytorch"}
 _TORCHBEASTS_SHALLOW = {"model": "atari_shallow", **_TORCHBEAST}
 _DEEP = {"model": "impala_resnet"}
 _TORCHBEASTS_DEEP = {**_DEEP, **_TORCHBEAST, "last_step_input": "reward"}
+
+_SYSTEMS: dict[str, dict[str, Any]] = {
+    "impala": {},
+    "impala-dynamic-batching": {"trainer": "polybeast"},
+    "a3c": {"trainer": "a3c", "num_actor_processes": 2},
+    "sync-trajectory": {"pace": "unroll", "num_actors": 8},
+    "a2c-dynamic-batching": {"trainer": "polybeast", "pace": "unroll", "num_actors": 8},
+    "sync-step": {"trainer": "polybeast", "pace": "step", "num_actors": 8},
+    "one_step": {"correction": "one_step"},
+    "epsilon": {"correction": "epsilon"},
+    "no-correction": {"correction": "none"},
+    "replay": {"replay_capacity": 10_000},
+    "lag-10": {"policy_lag": 10, "num_actors": 8},
+    "appo": {"algorithm": "appo"},
+}
+"""The paper's systems and corrections, and PPO's surrogate, all with the preset `classic`: 8 unrolls in each update."""
 
 ROWS: dict[str, tuple[Row, ...]] = {
     "classic": (
@@ -107,10 +125,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "flags": (
         Row("CartPole-adam", "CartPole-v1", 100_000, 2, None, flags={"optimiser": "adam", "learning_rate": 1e-3}),
-        Row("CartPole-appo", "CartPole-v1", 100_000, 2, None, flags={"algorithm": "appo"}),
         Row("CartPole-constant-rate", "CartPole-v1", 100_000, 2, None, flags={"learning_rate_schedule": "constant"}),
-        *(Row(f"CartPole-{name}", "CartPole-v1", 100_000, 2, None, flags={"correction": name})
-          for name in ("one_step", "epsilon", "none")),
+    ),
+    "systems": tuple(
+        Row(f"{name}-{system}", env, steps, 3, None, flags={"preset": "classic", **flags}, panel=name)
+        for name, env, steps in (("CartPole", "CartPole-v1", 100_000), ("Breakout-MinAtar", "MinAtar/Breakout-v1", 1_000_000))
+        for system, flags in _SYSTEMS.items()
     ),
     "networks": tuple(
         Row(f"{game}-{name}", f"{game}NoFrameskip-v4", 2_500_000, 1, None, flags=flags)

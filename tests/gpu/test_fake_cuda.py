@@ -19,11 +19,11 @@ BOUNDS = {
     "atari_shallow": (205, 40),
     "atari_shallow, LSTM": (515, 55),
     "impala_shallow": (190, 30),
-    "impala_shallow, LSTM": (505, 50),
+    "impala_shallow, LSTM": (505, 55),
     "impala_resnet": (285, 65),
-    "impala_resnet, LSTM": (600, 85),
+    "impala_resnet, LSTM": (600, 90),
     "mlp": (155, 30),
-    "mlp, LSTM": (465, 45),
+    "mlp, LSTM": (465, 50),
 }
 UPDATE = 20
 MODELS = pytest.mark.parametrize("model", BOUNDS)

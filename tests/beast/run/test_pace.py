@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from beast.run import checkpoint
-from beast.run import trainer as trainer_module
 from beast.run.assemble import assemble
 from beast.run.resolve import resolve_config
 
@@ -85,9 +84,3 @@ def test_runs_in_rounds_repeat_over_processes(flags):
     versions(one)
     versions(two)
     torch.testing.assert_close(one.learner.acting.parameters, two.learner.acting.parameters, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("flags", "threads"), [({}, 4), ({"pace": "unroll"}, 8), ({"pace": "unroll"} | SERIAL, 1)])
-def test_the_learner_has_all_cores_while_actors_wait(monkeypatch, flags, threads):
-    monkeypatch.setattr(trainer_module, "usable_cores", lambda: 8)
-    assert trainer_module.compute_threads(*resolve_config({"env": "Catch-v0", "device": "cpu"} | flags)) == threads

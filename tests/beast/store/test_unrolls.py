@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import threading
@@ -19,7 +20,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from beast.core.data import ArraySpec, Chosen, EnvOutput, flatten, map_nested, restack
 from beast.core.errors import StoreClosed
 from beast.envs import atari
-from beast.processes.supervisor import start_fork_server
 from beast.store.unrolls import UnrollSpec, UnrollStore, WorkerPort
 
 INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
@@ -648,7 +648,6 @@ class Writers:
     """Processes that fill a store, as many unrolls at a time as their number says."""
 
     def __init__(self, store, count):
-        start_fork_server()  # they are forked from a process that has torch, as in a run
         self.store, self.life = store, 0
         self.processes = [self._start(worker) for worker in range(count)]
 
@@ -683,7 +682,7 @@ class Writers:
 
 
 def test_every_batch_is_whole_and_nothing_hangs_while_writers_are_killed_at_random():
-    start_fork_server()
+    multiprocessing.forkserver.ensure_running()  # its own two pipes are no leak
     before = len(descriptors())
     rng, kills, batch_size = random.Random(1), 24, 4
     store = UnrollStore(TINY, num_buffers=22, unroll_length=6)
