@@ -98,6 +98,7 @@ CASES = (
         (
             {
                 "env": "examples.custom_environment:make_env",
+                "preset": "classic",
                 "trainer": "polybeast",
                 "weights_sync": "step",
                 "num_actors": 4,
