@@ -49,7 +49,9 @@ def settle(config: Config, given: Collection[str]) -> Config:
             f"--batch_size {asked}: with --trainer a3c a gradient comes from one worker's unrolls, {size} of them for "
             f"--num_actors {actors.num_actors} in {processes}; leave it out, or change --num_actors or --num_actor_processes"
         )
-    return config.replace(batch_size=size)
+    # A preset's scaled rewards would need numbers of the algorithm's own, which workers do not get.
+    scaled = {"scale_rewards": False} if hasattr(config.loss, "scale_rewards") and "scale_rewards" not in given else {}
+    return config.replace(batch_size=size, **scaled)
 
 
 def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew:
@@ -100,7 +102,7 @@ def _gradient_slots(task: Task, config: Config, workers: int) -> GradientSlots:
     if gradients.own.parameters.numel() or gradients.own.statistics.numel() or gradients.algorithm.state_dict():
         raise ConfigError(
             f"--algorithm {config.learner.algorithm} has numbers of its own, which the workers of --trainer a3c do not get: "
-            "use --trainer monobeast or polybeast"
+            "leave --scale_rewards out, or use --trainer monobeast or polybeast"
         )
     num_sums = sum(part.num_sums for part in gradients.parts)
     return GradientSlots(workers, gradients.acting.parameters.numel(), num_sums)

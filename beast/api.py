@@ -153,12 +153,19 @@ def _model_of(state: dict[str, Any], flags: dict[str, Any]) -> tuple[ModelChoice
     from beast.tools.evaluation import evaluated, trained_spaces
 
     if "spaces" not in state:
-        _, task = resolve_config(evaluated(flags))
+        _, task = resolve_config(evaluated(flags), complete=True)
         return task.model, task.dtype
     learner = section(LearnerConfig, flags)
     settings = section(getattr(model_module(learner.model).Model, "Config", ModelConfig), flags)
     observation, action = trained_spaces(state).values()
-    choice = ModelChoice(learner.model, learner.use_lstm, observation, action, dataclasses.asdict(settings))
+    choice = ModelChoice(
+        learner.model,
+        learner.use_lstm,
+        observation,
+        action,
+        dataclasses.asdict(settings),
+        learner.normalise_observations,
+    )
     cpu = torch.device("cpu")
     return choice, compute_dtype(learner.precision, choice, cpu, cpu)
 
@@ -196,7 +203,9 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
 
     with joined() as ranks, ExitStack() as held:  # of several ranks the first alone has the folder, and its lock
         start = ranks.of_first(lambda: _start(values, trusted, held))
-        config, task = ranks.together(lambda: resolve_config(start.flags))  # checks everything before anything is made
+        config, task = ranks.together(
+            lambda: resolve_config(start.flags, start.folder is not None)
+        )  # before anything is made
         if start.folder is not None and start.steps >= config.learner.total_steps:
             done = f"{start.folder} is finished: {start.steps:,} steps. To go on, give a larger --total_steps."
             for line in (*start.notes, done) if ranks.first else ():
@@ -270,12 +279,12 @@ def _run(config: Config, task: Task, folder: Path, start: _Start, callbacks: Seq
     if ranks.first:
         run_folder.point_latest_to(folder)
         actors = config.actors
+        where = "this process" if actors.serial else f"{actors.processes} processes"
         for line in (
             *start.notes,
             f"{'resuming' if state else 'training'} {config.environment.env} with {config.learner.model}, "
-            f"{f'{ranks.size} ranks with ' if ranks.size > 1 else ''}{actors.num_actors} actors in "
-            f"{'this process' if actors.serial else f'{actors.processes} processes'}, "
-            f"{str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}",
+            f"preset {config.run.preset}, {f'{ranks.size} ranks with ' if ranks.size > 1 else ''}{actors.num_actors} "
+            f"actors in {where}, {str(task.dtype).removeprefix('torch.')} on {task.device}; run folder {folder}",
         ):
             trainer.reports.log(line)
     status = trainer.run()

@@ -20,6 +20,7 @@ from beast.report.files import write_json
 from beast.run import finding, trust
 from beast.settings.config import Config, EnvironmentConfig, LearnerConfig, RunConfig
 from beast.settings.flags import Parser
+from beast.settings.presets import WIDEST
 
 PONGS_LEVELS = [0.0, 10.0, 18.0, 19.0, 20.0]
 _ABOUT = """{0} [train] [flags]: train a policy, or continue a run (--resume RUN).
@@ -248,8 +249,8 @@ def _write_json(path: Path, value: Any) -> None:
 def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
     """Make a parser with all settings, including those of the algorithm and the model that `--algorithm` and `--model` name."""
     first = Parser(prog=prog, add_help=False)
-    first.add_argument("--algorithm", default=LearnerConfig.algorithm)
-    first.add_argument("--model")
+    first.add_argument("--algorithm", default=WIDEST["algorithm"])
+    first.add_argument("--model", default=WIDEST["model"])
     named = first.parse_known_args(arguments)[0]
     parser = Parser(prog=prog, description=description, brief=True)
     for section in Config.sections(named.algorithm, named.model).values():

@@ -46,12 +46,15 @@ CASES = (
         ({**PONG, "model": "impala_shallow", "reward_clipping": "soft_asymmetric"},),
     ),
     Case("impala_resnet", ({**PONG, "model": "impala_resnet", "num_actors": 2, "batch_size": 2, "total_steps": 30},)),
-    Case("CartPole, preset classic", ({"env": "CartPole-v1", "total_steps": 800},)),
+    Case("CartPole, preset classic", ({"env": "CartPole-v1", "preset": "classic", "total_steps": 800},)),
     Case(
         "CartPole with LSTM, PolyBeast",
-        ({"env": "CartPole-v1", "use_lstm": True, "trainer": "polybeast", "total_steps": 800},),
+        ({"env": "CartPole-v1", "preset": "classic", "use_lstm": True, "trainer": "polybeast", "total_steps": 800},),
     ),
-    Case("continuous actions", ({"env": "Pendulum-v1", "num_actors": 4, "batch_size": 4, "total_steps": 400},)),
+    Case(
+        "continuous actions",
+        ({"env": "Pendulum-v1", "preset": "classic", "num_actors": 4, "batch_size": 4, "total_steps": 400},),
+    ),
     Case(
         "TensorFlow's RMSProp with momentum",
         (
@@ -80,13 +83,22 @@ CASES = (
     ),
     Case(
         "a batch skipped for NaN",
-        ({"env": "numbers_environment:make_env", "num_actors": 4, "batch_size": 4, "total_steps": 480},),
+        (
+            {
+                "env": "numbers_environment:make_env",
+                "preset": "classic",
+                "num_actors": 4,
+                "batch_size": 4,
+                "total_steps": 480,
+            },
+        ),
     ),
     Case(
         "Dict observations, weights at every step",
         (
             {
                 "env": "examples.custom_environment:make_env",
+                "preset": "classic",
                 "trainer": "polybeast",
                 "weights_sync": "step",
                 "num_actors": 4,

@@ -39,6 +39,15 @@ from beast.core.distributions import UNBOUNDED, distribution_for
 LSTM_SIZE = 256
 
 
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Model"""
+
+    state_independent_std: bool = False
+    """Learn one standard deviation for each number of a continuous action, whatever is observed, instead of letting the
+    network say it."""
+
+
 class Head(nn.Linear):
     """A linear layer that computes in float32, whatever dtype its weights have: logits rounded to bfloat16 are too coarse."""
 
@@ -114,14 +123,17 @@ class ActorCritic(nn.Module):
     """A network: torso, then clipped reward and one-hot last action as further features, an optional LSTM, and two heads.
 
     Subclasses call `__init__` with the torso's width and define `torso(observation) -> [N, width]`, where every leaf of
-    `observation` is `[N, ...]`, N = T * B.
+    `observation` is `[N, ...]`, N = T * B. With `state_independent_std` log standard deviations are parameters of their own
+    (zero at first), and the policy head's answers in their places go unread.
     """
 
     supports_bfloat16 = False
+    _is_log_std: torch.Tensor
 
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
         *, width: int, feed_last_step: bool | Literal["reward"], lstm: tuple[int, int] = (LSTM_SIZE, 1),
+        state_independent_std: bool = False,
     ) -> None:  # fmt: skip
         """Make memory and heads.
 
@@ -132,6 +144,7 @@ class ActorCritic(nn.Module):
             width: the torso's.
             feed_last_step: whether clipped reward and last action are further features; "reward" stands for the reward alone.
             lstm: the units of a layer, 0 for as many as inputs, and the number of layers.
+            state_independent_std: whether log standard deviations are parameters of their own.
         """
         super().__init__()
         distribution = distribution_for(action_space)
@@ -142,6 +155,10 @@ class ActorCritic(nn.Module):
         width = self.memory.size if self.memory is not None else width
         self.policy = Head(width, distribution.num_params)
         self.baseline = Head(width, 1)
+        self.log_std = None
+        if state_independent_std and distribution.log_stds.any():
+            self.register_buffer("_is_log_std", torch.from_numpy(distribution.log_stds), persistent=False)
+            self.log_std = nn.Parameter(torch.zeros(distribution.num_params))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,6 +189,8 @@ class ActorCritic(nn.Module):
             x, core_state = self.memory(x.view(rows, batch, -1), inputs.first, core_state, inputs.resets)
             x = x.flatten(0, 1)
         policy_logits = self.policy(x).view(rows, batch, -1)
+        if self.log_std is not None:
+            policy_logits = torch.where(self._is_log_std, self.log_std.float(), policy_logits)
         value = self.baseline(x).view(rows, batch)
         return ModelOutput(policy_logits, value), core_state
 

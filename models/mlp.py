@@ -11,14 +11,14 @@ from torch import nn
 from beast.core.data import Nested, flatten
 from beast.envs.spaces import Words
 
-from .base import ActorCritic, VectorInput, leaves
+from .base import ActorCritic, PolicyConfig, VectorInput, leaves
 
 
 class Model(ActorCritic):
     """A network of FC, tanh, FC, tanh; with the LSTM, clipped reward and last action are features too."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(PolicyConfig):
         """Model (mlp)"""
 
         hidden_size: int = 128
@@ -32,7 +32,10 @@ class Model(ActorCritic):
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:  # fmt: skip
         size = config.hidden_size
-        super().__init__(observation_space, action_space, use_lstm, width=size, feed_last_step=use_lstm)
+        super().__init__(
+            observation_space, action_space, use_lstm, width=size, feed_last_step=use_lstm,
+            state_independent_std=config.state_independent_std,
+        )  # fmt: skip
         for where, space in leaves(observation_space):
             if isinstance(space, Words):
                 raise ValueError(f"observation_space{where} is a text, which it cannot read: use --model multi_input")

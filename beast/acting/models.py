@@ -16,6 +16,7 @@ from beast.core.data import ArraySpec, Nested, map_nested
 from beast.core.distributions import Distribution, distribution_for
 from beast.core.errors import ModelError
 from beast.core.names import NoSuchModule, import_named
+from beast.core.statistics import normalise_observations
 from beast.envs.plain_spaces import to_plain
 from beast.store.unrolls import UnrollSpec
 
@@ -30,6 +31,8 @@ class ModelChoice:
     action_space: gymnasium.Space[Any]
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's own `Config`, as plain values, so that passing them on does not need the model's import."""
+    normalise_observations: bool = False
+    """Whether the model reads observations by their running mean and variance (`beast/core/statistics.py`)."""
 
     def module(self) -> Any:
         """Return the class that the name stands for.
@@ -54,6 +57,8 @@ class ModelChoice:
             own = {"config": model_class.Config(**self.settings)} if hasattr(model_class, "Config") else {}
             with nullcontext() if weights else initialisation.unwanted():
                 model: nn.Module = model_class(self.observation_space, self.action_space, self.use_lstm, **own)
+            if self.normalise_observations:
+                normalise_observations(model, self.observation_space)
         except ValueError as error:
             raise ModelError(f"--model {self.model}: {error}") from error
         return model

@@ -38,6 +38,9 @@ Array = npt.NDArray[Any]
 ACTION_MASK = "action_mask"
 """Name of the column of allowed choices, `[..., M]` bool: policies give the others probability zero."""
 
+DISCOUNTED_RETURN = "discounted_return"
+"""The column that holds the discounted sum of an episode's rewards up to each row, `[E]` float32, where rewards are scaled."""
+
 
 @dataclass(frozen=True)
 class ArraySpec:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from beast.core.data import Array, ArraySpec, Nested, flatten
+from beast.core.squashing import bounded, mean_log_slopes
 
 UNBOUNDED = 1e30
 """Bounds of at least this size count as infinite: some environments give the largest float instead of infinity."""
@@ -38,6 +39,8 @@ class Distribution(ABC):
     """M, the number of choices that a mask covers; 0 if actions are not choices."""
     encoded_size: int
     """Width of the result of `encode`."""
+    log_stds: Array
+    """`[P]` bool: which parameters are log standard deviations."""
     action_spec: ArraySpec
     """Spec of one stored action."""
 
@@ -60,6 +63,10 @@ class Distribution(ABC):
     @abstractmethod
     def entropy(self, params: torch.Tensor) -> torch.Tensor:
         """Return the entropy in nats: `[...]`."""
+
+    def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return `[...]`, in nats, of actions after squashing into their bounds: (-1, 1) where there are two."""
+        return self.entropy(params)
 
     def masked(self, params: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return `[..., P]` for a mask `[..., M]` bool: minus infinity where a choice is not allowed."""
@@ -91,6 +98,7 @@ class Categorical(Distribution):
 
     def __init__(self, space: gymnasium.spaces.Discrete) -> None:
         self.num_params = self.noise_size = self.mask_size = self.encoded_size = int(space.n)
+        self.log_stds = np.zeros(self.num_params, bool)
         self.action_spec = ArraySpec((), np.dtype(np.int64))
         self._start = int(space.start)
 
@@ -143,6 +151,7 @@ class MultiCategorical(Distribution):
         self._start = 0 if binary else space.start.reshape(-1)  # type: ignore[union-attr]
         self._parts = [Categorical(gymnasium.spaces.Discrete(n)) for n in self._sizes]
         self.num_params = self.noise_size = self.mask_size = self.encoded_size = sum(self._sizes)
+        self.log_stds = np.zeros(self.num_params, bool)
         self.action_spec = ArraySpec((len(self._sizes),), np.dtype(np.int64))
 
     def _split(self, params: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -191,10 +200,13 @@ class MultiCategorical(Distribution):
 class SquashedGaussian(Distribution):
     """A diagonal Gaussian for Box spaces, squashed into the bounds by `to_env`.
 
-    Parameters are means, then log standard deviations (clamped to [-5, 2]). The stored action is the one *before* squashing:
-    its log-probability differs from the squashed one's by a term of the action alone, which cancels in pi / mu and has no
-    gradient. The entropy is the unsquashed Gaussian's. NaN parameters give the sample 0: stored as the next row's last
-    action, a NaN would make the parameters NaN forever.
+    Parameters are means, then log standard deviations (`bounded`: between -6 and 3). The stored action is the one *before*
+    squashing: its log-probability differs from the squashed one's by a term of the action alone, which cancels in pi / mu and
+    has no gradient. NaN parameters give the sample 0: stored as the next row's last action, a NaN would make the parameters
+    NaN forever.
+
+    `entropy` is the unsquashed Gaussian's, which grows with the deviation without bound; `squashed_entropy` falls again where
+    most actions lie at the bounds: H(u) + E[log(du'/du)] for u' = tanh(u) or softplus(u).
 
     A number with two bounds is squashed by tanh; integers are equal bins between the bounds. A number with one bound is
     squashed by softplus, one without bounds is not squashed.
@@ -207,10 +219,12 @@ class SquashedGaussian(Distribution):
         self._whole = space.dtype.kind in "biu"
         below, above = np.abs(low) < UNBOUNDED, np.abs(high) < UNBOUNDED
         self._below, self._above, self._low, self._high = below, above, low, high
+        self._squashings = torch.from_numpy(below & above), torch.from_numpy(below ^ above)  # by tanh; by softplus
         if self._whole and (high - low > 2**52).any():
             raise ValueError(f"{space} holds more integers than a Gaussian can tell apart: use MultiDiscrete")
         size = int(np.prod(space.shape))
         self.num_params, self.noise_size, self.mask_size, self.encoded_size = 2 * size, size, 0, size
+        self.log_stds = np.arange(2 * size) >= size
         self.action_spec = ArraySpec((size,), np.dtype(np.float32))
 
     def noise(self, generator: np.random.Generator, count: int) -> Array:
@@ -220,7 +234,7 @@ class SquashedGaussian(Distribution):
     @staticmethod
     def _split(params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, log_std = params.chunk(2, dim=-1)
-        return mean, log_std.clamp(-5.0, 2.0)
+        return mean, bounded(log_std)
 
     def sample(self, params: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return mean plus standard deviation times noise, before squashing: `[..., N]` float32; 0 where that is NaN."""
@@ -241,6 +255,11 @@ class SquashedGaussian(Distribution):
         """Return the entropy of the Gaussian before squashing: `[...]`."""
         _, log_std = self._split(params)
         return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return `[...]`, in nats, of the actions after squashing."""
+        mean, log_std = self._split(params)
+        return self.entropy(params) + mean_log_slopes(mean, log_std.exp(), *self._squashings).sum(-1)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         """Return actions squashed by tanh: `[K, N]`."""
@@ -278,6 +297,7 @@ class Joint(Distribution):
         self._parts = [distribution_for(part, f"{where}[{key!r}]") for key, part in parts]
         for name in ("num_params", "noise_size", "mask_size", "encoded_size"):
             setattr(self, name, sum(getattr(part, name) for part in self._parts))
+        self.log_stds = np.concatenate([part.log_stds for part in self._parts])
         self._sizes = [part.action_spec.shape[0] if part.action_spec.shape else 1 for part in self._parts]
         dtypes = {part.action_spec.dtype for part in self._parts}
         dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
@@ -328,6 +348,11 @@ class Joint(Distribution):
         """Return the sum of the parts' entropies: `[...]`."""
         parts = zip(self._parts, self._params(params), strict=True)
         return torch.stack([part.entropy(p) for part, p in parts]).sum(0)
+
+    def squashed_entropy(self, params: torch.Tensor) -> torch.Tensor:
+        """Return `[...]`, in nats, of the actions after squashing."""
+        parts = zip(self._parts, self._params(params), strict=True)
+        return torch.stack([part.squashed_entropy(p) for part, p in parts]).sum(0)
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         """Return the parts' encodings side by side: `[K, encoded_size]`."""

@@ -34,6 +34,8 @@ class EnvChoice:
     """Whether FIRE is pressed after a lost life (Atari)."""
     columns: dict[str, ArraySpec] = field(default_factory=dict)
     """Keys of `info` that the algorithm needs in addition to those that the environment declares."""
+    return_discount: float = 1.0
+    """Of the column DISCOUNTED_RETURN, where `columns` has it."""
 
     @property
     def is_atari(self) -> bool:
@@ -70,6 +72,11 @@ class EnvChoice:
         Raises:
             EnvError: if the name is unknown, or making one fails.
         """
+        group = self._make_vector(seeds, evaluation, alive)
+        group.return_discount = self.return_discount
+        return group
+
+    def _make_vector(self, seeds: list[int], evaluation: bool, alive: Callable[[], object]) -> VectorEnvs:
         if self.is_atari and not self.standard.wrapper:
             return atari.make_vector(
                 self.env, seeds, self.columns, evaluation=evaluation, standard=self.standard, life_loss=self.life_loss,

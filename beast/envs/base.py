@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from beast.core.data import ACTION_MASK, Array, ArraySpec, EnvOutput, Nested, map_nested
+from beast.core.data import ACTION_MASK, DISCOUNTED_RETURN, Array, ArraySpec, EnvOutput, Nested, map_nested
 from beast.core.distributions import Distribution, distribution_for
 from beast.core.errors import EnvError
 from beast.envs.spaces import Codes, is_text, words_of
@@ -66,6 +66,9 @@ class VectorEnvs:
         self._lives = np.zeros(self.num_envs, np.int64)
         self._lost = np.zeros(self.num_envs, bool)
         self._return = np.zeros(self.num_envs, np.float64)
+        self.return_discount = 1.0
+        """How much a reward counts one step later in the column DISCOUNTED_RETURN, if that is among the columns."""
+        self._discounted = np.zeros(self.num_envs, np.float32)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._nothing = np.full(self.num_envs, np.nan, np.float32)
         self._no_metrics = np.full((self.num_envs, len(self.metric_names)), np.nan, np.float32)
@@ -76,7 +79,7 @@ class VectorEnvs:
         seeds: Any = np.array(self._seeds) if hasattr(self.vector, "ale") else self._seeds
         observation, infos = self.vector.reset(seed=seeds)
         self.says_mask = ACTION_MASK in infos
-        self._return[:] = 0
+        self._return[:] = self._discounted[:] = 0
         self._steps[:] = 0
         self._over[:] = self._lost[:] = False
         if self._watches_lives:
@@ -108,6 +111,8 @@ class VectorEnvs:
         with np.errstate(over="ignore", invalid="ignore"):
             reward = np.asarray(reward, np.float32)
             self._return += reward
+        if DISCOUNTED_RETURN in self.columns:
+            self._discount(reward, first)
         self._steps += ~first
         self._return[first] = 0
         self._over = over = terminated | truncated
@@ -129,9 +134,17 @@ class VectorEnvs:
             episode_return, episode_steps, metrics, self._extra(infos),
         )  # fmt: skip
 
+    def _discount(self, reward: Array, first: Array) -> None:
+        """Add a step's rewards to the discounted returns. What is not finite is left out, or it would stay for ever."""
+        known = np.nan_to_num(reward, nan=0.0, posinf=0.0, neginf=0.0)
+        self._discounted = np.where(first, 0, self.return_discount * self._discounted + known).astype(np.float32)
+
     def _extra(self, infos: dict[str, Any]) -> dict[str, Array]:
         """Return the columns of this row, `[E, ...]`; zero where an environment's info lacks the key."""
-        return {name: self._column(name, spec, infos) for name, spec in self.columns.items()}
+        extra = {name: self._column(name, spec, infos) for name, spec in self.columns.items()}
+        if DISCOUNTED_RETURN in extra:
+            extra[DISCOUNTED_RETURN] = self._discounted
+        return extra
 
     def _column(self, name: str, spec: ArraySpec, infos: dict[str, Any]) -> Array:
         column = np.zeros((self.num_envs, *spec.shape), spec.dtype)

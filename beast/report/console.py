@@ -255,7 +255,13 @@ class LiveConsole:
 
 
 def _short(losses: Mapping[str, float]) -> dict[str, str]:
-    return {name.removesuffix("_loss"): number(value) for name, value in losses.items()}
+    # Two would share a name: of the entropy the value says more than its share of the loss.
+    shown = {
+        name: value
+        for name, value in losses.items()
+        if name.removesuffix("_loss") not in losses or (name in losses and not name.endswith("_loss"))
+    }
+    return {name.removesuffix("_loss"): number(value) for name, value in shown.items()}
 
 
 def _words(*words: str) -> Text:

@@ -21,6 +21,7 @@ import torch
 from beast.report.console import open_console
 from beast.report.files import write_atomically
 from beast.report.report import Report
+from beast.report.stall import Stall
 from beast.store.unrolls import Episode
 
 WINDOW = 100  # full games over which returns are averaged
@@ -40,6 +41,7 @@ class Reports:
         start_step: step at which a resumed run starts; later rows of its logs are dropped, as if it had never stopped.
         live: True draws a live view, False prints lines, None draws a live view if standard output is a terminal.
         title: heading of the live view.
+        stall: watches whether the run still learns; what it says is logged.
 
     Raises:
         OSError: if the logs of a resumed run cannot be read or rewritten.
@@ -47,8 +49,9 @@ class Reports:
 
     def __init__(
         self, folder: Path | None, *, total_steps: int, action_repeat: int, start_step: int = 0,
-        live: bool | None = None, title: str = "",
+        live: bool | None = None, title: str = "", stall: Stall | None = None,
     ) -> None:  # fmt: skip
+        self._stall = stall
         self._total_steps, self._action_repeat = total_steps, action_repeat
         self._files: list[_Table | _Events] = []
         self._log, self._disk_failed = Path(os.devnull), False
@@ -169,6 +172,9 @@ class Reports:
         for file in self._files:
             self._try(file.write, report)
         self._console.show(report)
+        returns = [episode_return for episode_return, _ in games]
+        if self._stall and (line := self._stall.look(report.losses.get("entropy"), returns, episodes)):
+            self.log(line)
         return {name: value for name, value in _row(report).items() if value is not None}
 
     def log(self, line: str) -> None:
@@ -197,6 +203,7 @@ class Reports:
                 "episodes": self._episodes,
                 "elapsed": time.monotonic() - self._started,
                 "history": list(self._history),
+                **({"stall": self._stall.state_dict()} if self._stall else {}),
             }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,6 +213,8 @@ class Reports:
             self._env = {name: deque(values, maxlen=WINDOW) for name, values in state["env"].items()}
             self._episodes, self._history = state["episodes"], list(state["history"])
             self._started -= state["elapsed"]
+            if self._stall:
+                self._stall.load_state_dict(state.get("stall"))
 
 
 def _mean_max(count: int, total: int, most: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from beast.processes.machine import keep_freed_memory, use_compute_threads
 from beast.processes.status import Clock, LocalStatus, StatusBoard, WorkerStatus
 from beast.processes.supervisor import Worker, Workers
 from beast.report.reports import Reports
+from beast.report.stall import Stall, largest_entropy
 from beast.report.timeline import Trace
 from beast.run.action_log import ActionLog
 from beast.run.callbacks import Callbacks, callback_module
@@ -144,9 +145,11 @@ def _listeners(
     config: Config, task: Task, folder: Path | None, start_step: int, live: bool | None, callbacks: Sequence[Any]
 ) -> tuple[Reports, SkippedUpdates, Callbacks]:
     """Make what is told about updates: the reports, the account of skipped updates, the user's callbacks."""
+    largest = largest_entropy(task.model.distribution())
     reports = Reports(
         folder, total_steps=config.learner.total_steps, action_repeat=task.env.action_repeat,
         start_step=start_step, live=live, title=f"{config.environment.env}  {config.learner.model}",
+        stall=Stall(largest) if largest else None,
     )  # fmt: skip
     skipped = SkippedUpdates(folder, config.run.max_skipped_updates, reports.log)
     named = [callback_module(config.run.callback)] if config.run.callback else []

@@ -32,8 +32,8 @@ _LOCK = ".lock"
 # Another value of one of these means another network, task or optimiser, which no checkpoint fits.
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
-    "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm", "algorithm",
-    "rmsprop_form", "momentum", "center_pixels", "last_step_input",
+    "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm",
+    "normalise_observations", "scale_rewards", "algorithm", "rmsprop_form", "momentum", "center_pixels", "last_step_input",
 )  # fmt: skip
 
 

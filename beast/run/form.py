@@ -51,6 +51,11 @@ def _each(form: Form) -> Form:
     return lambda value: isinstance(value, list | tuple) and all(map(form, value))
 
 
+def _is_level(value: Any) -> bool:
+    """Return whether it is what `Stall` keeps of a report: mean, deviation and count of games; empty for none."""
+    return _each(_is_number)(value) and len(value) in (0, 3)
+
+
 def _named(form: Form) -> Form:
     """Return the form of dictionaries from names to this form."""
     return lambda value: (
@@ -86,6 +91,8 @@ FORM: dict[str, Any] = {
         "episodes": _is_count,
         "elapsed": lambda value: _is_number(value) and value >= 0,
         "history": _each(lambda point: _each(_is_number)(point) and len(point) == 2),
+        # Kept only where actions are choices, and since there is a watch over runs that stop learning.
+        "stall?": {"start": _is_level, "mark": _is_level, "looks": _is_count, "told": _is_count},
     },
     "torch_rng": _is_random_state,
     "resumes": lambda value: _is_count(value) and value < 1_000_000,

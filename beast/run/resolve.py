@@ -13,24 +13,28 @@ import torch
 from beast.acting.models import ModelChoice
 from beast.acting.task import Task
 from beast.core.algorithms import algorithm_module
-from beast.core.data import ACTION_MASK, ArraySpec
+from beast.core.data import ACTION_MASK, DISCOUNTED_RETURN, ArraySpec
+from beast.core.distributions import distribution_for
 from beast.core.errors import ConfigError
+from beast.core.statistics import has_vectors
 from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words
 from beast.processes.children import nothing_left_behind
 from beast.processes.launch import launch
 from beast.processes.machine import has_fast_bfloat16
 from beast.run.crew import beast_module, check_pace, settle
-from beast.settings.config import Config, section
+from beast.settings.config import Config, LearnerConfig, section
 from beast.settings.pace import PaceConfig, implied
-from beast.settings.presets import PRESETS
+from beast.settings.presets import PRESETS, WIDEST
 
 
-def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
+def resolve_config(values: dict[str, Any], complete: bool = False) -> tuple[Config, Task]:
     """Make and reset an environment, choose preset and model by its spaces, and check all settings.
 
     Args:
-        values: flags as given; the others take their defaults.
+        values: flags as given; the others take the preset's values or their defaults.
+        complete: True for the settings of an existing run: no preset applies, and a setting that is not among them was added
+            to the program later and takes its default.
 
     Raises:
         ConfigError, EnvError, ModelError: each with a message of one line.
@@ -38,12 +42,12 @@ def resolve_config(values: dict[str, Any]) -> tuple[Config, Task]:
     # Checks what was typed before anything is started; what depends on the batch size depends on the preset.
     section(PaceConfig, implied(values, None) | values)
     later = {"num_buffers": None, "replay_capacity": 0, "demonstrations": None, "pace": "free", "policy_lag": None}
-    asked = Config.from_flat(values | later)
+    asked = Config.from_flat(WIDEST | values | later)
     with nothing_left_behind():
-        return _look(asked, values)
+        return _look(asked, values, complete)
 
 
-def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
+def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config, Task]:
     algorithm = algorithm_module(asked.learner.algorithm)
     columns = dict(getattr(getattr(algorithm, "Algorithm", None), "info_columns", {}))
     beast = beast_module(asked.learner.trainer)
@@ -51,17 +55,26 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     group = choice.make_vector([0])
     try:
         space = group.observation_space
-        preset = asked.run.preset if asked.run.preset != "auto" else _preset_for(choice, space)
-        config = Config.from_flat(values, PRESETS[preset])
+        preset = asked.run.preset
+        if preset == "auto":
+            preset = _preset_for(choice, space, bool(distribution_for(group.action_space).log_stds.any()))
+        usual = {} if complete else _usual(preset, values, space)
+        chosen = {"preset": preset, "model": values.get("model") or usual.get("model") or _model_for(space)}
+        config = Config.from_flat(values | chosen, usual)
         check_pace(config.learner.trainer, config.pace.pace)
-        config = settle(config.replace(preset=preset, model=config.learner.model or _model_for(space)), values)
-        settings = dataclasses.asdict(config.model)
-        model = ModelChoice(config.learner.model or "", config.learner.use_lstm, space, group.action_space, settings)
+        config = settle(config, values)
+        learner, settings = config.learner, dataclasses.asdict(config.model)
+        model = ModelChoice(
+            learner.model or "", learner.use_lstm, space, group.action_space, settings, learner.normalise_observations
+        )
         built = model.build(weights=False)  # a model that does not fit raises here, before a run folder is made
         if not choice.is_atari:  # the emulator's threads would stay; and it keeps its contract
             group.reset()  # an environment that breaks its contract raises here too
         if group.says_mask and ACTION_MASK not in group.columns:
             group.columns[ACTION_MASK] = ArraySpec((model.distribution().mask_size,), np.dtype(bool))
+        if getattr(config.loss, "scale_rewards", False):
+            group.columns[DISCOUNTED_RETURN] = ArraySpec((), np.dtype(np.float32))
+            choice = replace(choice, return_discount=config.loss.discounting)
         choice = replace(choice, columns=group.columns)
         observation, names = group.observation_spec, group.metric_names
         unroll = model.unroll_spec(built, observation, names, group.columns)
@@ -82,10 +95,26 @@ def _look(asked: Config, values: dict[str, Any]) -> tuple[Config, Task]:
     return config, task
 
 
-def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any]) -> str:
+def _usual(preset: str, values: dict[str, Any], space: gymnasium.Space[Any]) -> dict[str, Any]:
+    """Return a preset's settings, but for those that the algorithm, model or observations asked for have no use for."""
+    usual = PRESETS[preset]
+    algorithm = values.get("algorithm") or usual.get("algorithm") or LearnerConfig.algorithm
+    groups = Config.sections(algorithm, values.get("model") or usual.get("model") or _model_for(space))
+    known = {field.name for group in groups.values() for field in dataclasses.fields(group)}
+    if not has_vectors(space):
+        known.discard("normalise_observations")
+    return {name: value for name, value in usual.items() if name in known}
+
+
+def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool) -> str:
+    """Return a suite's own preset, or the one that suits the observations and whether actions hold numbers."""
     if choice.preset is not None:
         return choice.preset
-    return "classic" if _model_for(space) == "mlp" else "atari"
+    if _model_for(space) != "mlp":
+        return "atari"
+    if continuous:
+        return "continuous"
+    return "control" if has_vectors(space) else "classic"
 
 
 def _model_for(space: gymnasium.Space[Any]) -> str:

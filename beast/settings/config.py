@@ -172,6 +172,9 @@ class LearnerConfig:
     vectors and choices, multi_input for small pictures, texts and mixtures)."""
     use_lstm: bool = False
     """Put an LSTM after the network's features, so that the policy remembers earlier observations."""
+    normalise_observations: bool = False
+    """Normalise each number of an observation's vectors by its running mean and standard deviation over all steps learned
+    from, which actors, learner and evaluation share, and clip it to [-10, 10]. Pictures and choices stay as they are."""
     total_steps: int = 50_000_000
     """How long to train, in agent steps (on Atari a step is 4 frames), counted over all ranks under torchrun. The
     learning rate falls linearly to 0 at that step, so set the length that you really want."""
@@ -228,9 +231,9 @@ class RunConfig:
     """Run"""
 
     preset: str = "auto"
-    """Which set of defaults to use: atari, classic, minigrid or dmlab. auto takes minigrid for MiniGrid and BabyAI,
-    classic for environments that get the model mlp, and atari for all others. Only atari and classic have been tuned,
-    on Pong and CartPole; dmlab has never been tried."""
+    """Which set of defaults to use: atari, control, continuous, classic or minigrid. auto takes minigrid for MiniGrid and
+    BabyAI; for environments that get the model mlp, continuous if actions hold numbers, else control if observations hold
+    vectors of floating-point numbers, else classic; and atari for all others. docs/results.md has what each has learned."""
     savedir: str = "runs"
     """The folder that holds the run folders; `latest` in it points to the newest."""
     xpid: str | None = None

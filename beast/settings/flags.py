@@ -257,5 +257,5 @@ def preset_help() -> str:
             "  ".join(f"{key}={value}" for key, value in values.items())
             or "the defaults: the paper's Atari settings; network and RMSProp differ (docs/paper.md)"
         )
-        lines += textwrap.wrap(text, 100, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+        lines += textwrap.wrap(text, 100, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
     return "\n".join(lines)

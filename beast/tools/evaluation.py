@@ -44,7 +44,7 @@ def from_checkpoint(
     Raises:
         CheckpointError, EnvError, ModelError: each with a message of one line.
     """
-    config, task = resolve_config(evaluated(state["config"]) | (other or {}))
+    config, task = resolve_config(evaluated(state["config"]) | (other or {}), complete=True)
     if other:
         _check_same_spaces(task, state)
     seed = config.run.seed + 1_000_003 if seed is None else seed

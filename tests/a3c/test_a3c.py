@@ -53,7 +53,7 @@ def test_serial_mode_is_monobeasts_with_a_round_a_batch():
 
 
 def test_running_statistics_count_every_step_however_stale():
-    run = run_of(trainer="a3c", model="seams.normalised", env="CartPole-v1", num_actor_processes=2)
+    run = run_of(trainer="a3c", model="seams.normalised", env="CartPole-v1", preset="classic", num_actor_processes=2)
     assert run.learner.acting.model.statistics.count.item() == run.learner.updates * 2 * 21
     read = torch.zeros_like(run.learner.acting.statistics)
     run.weights.read(torch.zeros_like(run.learner.acting.parameters), read)

@@ -18,7 +18,7 @@ from beast.core.errors import ConfigError
 from beast.run.resolve import resolve_config
 from beast.settings.config import Config
 from beast.settings.flags import MOST_USED, field_docs
-from beast.settings.presets import PRESETS
+from beast.settings.presets import PRESETS, WIDEST
 
 SERIAL = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--num_actor_processes", 0, "--total_steps", 160]
 
@@ -41,7 +41,7 @@ def test_help_shows_every_flag_of_every_group(call, command):
     done = call(*command, "--model", "mlp", "--help-all")
     assert done.code == 0
     assert not done.err
-    for group in Config.sections("impala", "mlp").values():
+    for group in Config.sections(**WIDEST).values():
         assert group.__doc__.splitlines()[0] + ":" in done.out
         docs = field_docs(group)
         for field in dataclasses.fields(group):
@@ -53,7 +53,7 @@ def test_help_shows_every_flag_of_every_group(call, command):
 
 
 def test_every_flag_has_a_help_text():
-    for group in Config.sections("impala", "mlp").values():
+    for group in Config.sections(**WIDEST).values():
         assert field_docs(group).keys() >= {field.name for field in dataclasses.fields(group)}
 
 
@@ -69,7 +69,7 @@ def test_every_flag_of_the_help_has_a_text_of_its_own(call, command):
 
 
 def test_every_setting_is_explained_by_whole_sentences():
-    groups = [*Config.sections("examples.custom_algorithm", "mlp").values(), *Config.sections("impala", None).values()]
+    groups = [*Config.sections("examples.custom_algorithm", "mlp").values(), *Config.sections(**WIDEST).values()]
     for group in groups:
         for name, text in field_docs(group).items():
             assert text[:1].isupper(), name
@@ -89,7 +89,8 @@ def test_the_short_help_shows_the_flags_used_most_first(call):
 
 def test_the_help_shows_what_presets_make_of_a_default(call):
     out = " ".join(call("--help-all").out.split())
-    assert f"[48; classic: {PRESETS['classic']['num_actors']}, minigrid: {PRESETS['minigrid']['num_actors']}]" in out
+    named = ", ".join(f"{name}: {values['num_actors']}" for name, values in PRESETS.items() if name != "atari")
+    assert f"[48; {named}]" in out
     assert "[50,000,000; classic: 500,000, " in out
     assert "[PongNoFrameskip-v4]" in out
 
@@ -108,8 +109,37 @@ def test_help_comes_with_the_flags_of_the_algorithm_that_is_named(call):
 
 
 def test_help_comes_with_the_flags_of_the_model_that_is_named(call):
-    assert "--hidden_size" not in call("--help-all").out
+    assert "--hidden_size" not in call("--model", "atari_shallow", "--help-all").out
     assert "--hidden_size" in call("--model", "mlp", "--help-all").out
+
+
+def test_flags_that_a_preset_may_need_can_be_typed_before_one_is_chosen(call):
+    assert {"--passes", "--hidden_size"} <= set(call("--help-all").out.split())
+    config, _ = resolve_config({"env": "CartPole-v1", "hidden_size": 8})
+    assert config.model.hidden_size == 8
+    with pytest.raises(ConfigError, match="hidden_size"):
+        resolve_config({"env": "Catch-v0", "env_kwargs": {"rows": 40, "columns": 40}, "hidden_size": 8})
+
+
+@pytest.mark.parametrize("flags", [{}, {"algorithm": "impala"}, {"model": "multi_input"}])
+def test_a_preset_gives_no_setting_that_what_was_asked_for_does_not_have(monkeypatch, flags):
+    settings = {"algorithm": "appo", "passes": 3, "normalise_observations": True, "hidden_size": 8}
+    monkeypatch.setitem(PRESETS, "control", settings)
+    config, _ = resolve_config({"env": "CartPole-v1", **flags})
+    had = config.flat()
+    assert had["normalise_observations"]
+    assert had.get("passes") == (None if "algorithm" in flags else 3)
+    assert had.get("hidden_size") == (None if "model" in flags else 8)
+    config, _ = resolve_config({"env": "Catch-v0", "preset": "control"})
+    assert not config.learner.normalise_observations  # whole numbers alone
+
+
+def test_settings_that_a_begun_run_does_not_have_are_no_presets(monkeypatch):
+    monkeypatch.setitem(PRESETS, "control", {"normalise_observations": True, "num_actors": 3})
+    begun = {"env": "CartPole-v1", "num_actors": 5, "preset": "control", "model": "mlp"}
+    assert resolve_config(begun)[0].learner.normalise_observations
+    config, _ = resolve_config(begun, complete=True)
+    assert (config.actors.num_actors, config.learner.normalise_observations) == (5, False)
 
 
 # -- typos ------------------------------------------------------------------------------------------------------------
@@ -277,27 +307,30 @@ def test_the_defaults_are_the_papers_for_atari():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_made_of_flags_and_passes_the_checks(preset):
-    assert PRESETS[preset].keys() <= fields().keys()
-    config = Config.from_flat(PRESETS[preset])
+    config = Config.from_flat(WIDEST | PRESETS[preset])
     assert PRESETS[preset].items() <= config.flat().items()
 
 
 def test_the_environment_chooses_preset_and_model():
     config, task = resolve_config({"env": "CartPole-v1"})
-    assert config.run.preset == "classic"
-    assert PRESETS["classic"].items() <= config.flat().items()
+    assert config.run.preset == "control"
+    assert PRESETS["control"].items() <= config.flat().items()
     assert config.learner.model == task.model.model == "mlp"
+    for env, preset in (("Pendulum-v1", "continuous"), ("Catch-v0", "classic"), ("Blackjack-v1", "classic")):
+        config, _ = resolve_config({"env": env})
+        assert (config.run.preset, config.learner.model) == (preset, "mlp")
+        assert {name: config.flat()[name] for name in PRESETS[preset]} == PRESETS[preset]
     config, task = resolve_config({"env": "PongNoFrameskip-v4"})
     assert config.run.preset == "atari"
     assert config.learner.model == "atari_shallow"
 
 
 def test_what_is_given_wins_over_the_preset():
-    learning_rate = 12.5 * PRESETS["classic"]["learning_rate"]
+    learning_rate = 12.5 * PRESETS["control"]["learning_rate"]
     config, _ = resolve_config({"env": "CartPole-v1", "learning_rate": learning_rate, "num_actors": 3})
     assert config.optimiser.learning_rate == learning_rate
     assert config.actors.num_actors == 3
-    assert config.loss.reward_clipping == PRESETS["classic"]["reward_clipping"]
+    assert config.loss.reward_clipping == PRESETS["control"]["reward_clipping"]
     config, _ = resolve_config({"env": "CartPole-v1", "preset": "minigrid"})
     assert PRESETS["minigrid"].items() <= config.flat().items()
 

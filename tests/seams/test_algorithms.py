@@ -129,7 +129,13 @@ def test_replay_of_the_last_batch_is_a_source(monkeypatch):
 @BEASTS
 def test_evaluation_and_actors_see_the_running_mean(tmp_path, beast):
     run = assembled(
-        tmp_path, model="seams.normalised", env="CartPole-v1", trainer=beast, total_steps=800, precision="bfloat16"
+        tmp_path,
+        model="seams.normalised",
+        env="CartPole-v1",
+        preset="classic",
+        trainer=beast,
+        total_steps=800,
+        precision="bfloat16",
     )
     assert run.run() == 0
     statistics = run.learner.acting.model.statistics
@@ -149,7 +155,7 @@ def test_evaluation_and_actors_see_the_running_mean(tmp_path, beast):
 def test_columns_of_environment_model_and_algorithm_reach_the_loss(beast):
     columns.SEEN.clear()
     module = "seams.columns"
-    run = assembled(env=f"{module}:make_env", model=module, algorithm=module, trainer=beast)
+    run = assembled(env=f"{module}:make_env", preset="classic", model=module, algorithm=module, trainer=beast)
     assert run.run() == 0
     assert run.store.arrays["extra"].keys() == {"allowed", "lives"}
     for allowed, action, doubt, lives, actor, first in columns.SEEN:

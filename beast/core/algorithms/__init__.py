@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from beast.core.data import ArraySpec, Batch, ModelOutput
+from beast.core.data import DISCOUNTED_RETURN, ArraySpec, Batch, ModelOutput
 from beast.core.distributions import Distribution
 from beast.core.errors import ConfigError
 from beast.core.names import NoSuchModule, import_named
+from beast.core.statistics import RunningStatistics
 
 Loss = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 Forward = Callable[[Batch], ModelOutput]
@@ -40,7 +41,7 @@ class Algorithm:
     additive: bool = False
     """Whether the losses of a batch's parts (some of its unrolls each), and their terms, add up to those of the whole batch. If
     so, a batch that would need too much memory is learned from in parts, and `losses` is called for each of them."""
-    means: tuple[str, ...] = ()
+    means: tuple[str, ...] = ("entropy",)
     """Names of terms that are means over the batch instead of sums; the mean over the parts is reported."""
 
     def __init__(self, config: Any, distribution: Distribution) -> None:
@@ -48,6 +49,8 @@ class Algorithm:
         self.module = nn.Module()
         """Parameters and running statistics of its own: float32, on the learner's device, optimised with the model's, saved,
         never published."""
+        if getattr(config, "scale_rewards", False):
+            self.module.discounted_returns = RunningStatistics(1)
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Yield one scalar loss and its terms by name for each pass over a batch.
@@ -56,6 +59,19 @@ class Algorithm:
         steps count once, and nothing is published, saved or stopped in between.
         """
         raise NotImplementedError
+
+    def scaled(self, batch: Batch) -> Batch:
+        """The batch as a loss is to see it, its rewards scaled if the settings say `scale_rewards`.
+
+        What the model reads stays as the environment said it: `forward` gets the batch, a loss the scaled one. As in Engstrom
+        et al. 2020 (Implementation Matters in Deep Policy Gradients, section 3), rewards are divided by the standard deviation
+        of the discounted return so far, over all steps learned from, and then clipped to [-10, 10].
+        """
+        returns = getattr(self.module, "discounted_returns", None)
+        if returns is None:
+            return batch
+        returns.observe(batch.extra[DISCOUNTED_RETURN][1:].unsqueeze(-1), ~batch.first[1:])
+        return batch._replace(reward=(batch.reward * (returns.variance + 1e-8).rsqrt()).clamp(-10.0, 10.0))
 
     def after_update(self, parameters: Tensors, before: Tensors, now: Tensors) -> None:
         """Change the float32 parameters in place after the optimiser's step.
@@ -88,14 +104,19 @@ class PlainLoss(Algorithm):
     """
 
     def __init__(
-        self, config: Any, distribution: Distribution, loss: Loss, additive: bool = False, means: tuple[str, ...] = ()
+        self,
+        config: Any,
+        distribution: Distribution,
+        loss: Loss,
+        additive: bool = False,
+        means: tuple[str, ...] = ("entropy",),
     ) -> None:
         super().__init__(config, distribution)
         self._loss, self.additive, self.means = loss, additive, means
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Yield the loss of the only pass and its terms."""
-        yield self._loss(forward(batch), batch, self.distribution, self.config)
+        yield self._loss(forward(batch), self.scaled(batch), self.distribution, self.config)
 
 
 def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algorithm:
@@ -103,7 +124,7 @@ def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algori
     if hasattr(module, "Algorithm"):
         algorithm: Algorithm = module.Algorithm(config, distribution)
         return algorithm
-    adds_up, means = getattr(module, "ADDITIVE", False), getattr(module, "MEANS", ())
+    adds_up, means = getattr(module, "ADDITIVE", False), getattr(module, "MEANS", Algorithm.means)
     return PlainLoss(config, distribution, module.loss, adds_up, means)
 
 

@@ -55,10 +55,10 @@ def loss(
     bounded = ratio.clamp(1 / (1 + config.clip_ratio), 1 + config.clip_ratio)
     pg_loss = -torch.minimum(ratio * targets.pg_advantages, bounded * targets.pg_advantages).sum()
     baseline_loss = config.baseline_cost * 0.5 * (targets.vs - values).square().sum()
-    entropy = distribution.entropy(outputs.policy_logits[:-1])
-    entropy_loss = -config.entropy_cost * torch.where(real, entropy, 0.0).sum()
+    entropy_loss, entropy = impala.entropy_terms(outputs.policy_logits[:-1], real, distribution, config)
     clipped = ((ratio != bounded) & real).float().sum() / real.float().sum().clamp(min=1.0)
     terms = {"pg_loss": pg_loss, "baseline_loss": baseline_loss, "entropy_loss": entropy_loss, "clipped": clipped}
+    terms["entropy"] = entropy
     return pg_loss + baseline_loss + entropy_loss, {name: term.detach() for name, term in terms.items()}
 
 
@@ -66,9 +66,9 @@ class Algorithm(algorithms.Algorithm):
     """An algorithm that makes several passes of `loss` over each batch."""
 
     additive = True
-    means = ("clipped",)
+    means = ("clipped", "entropy")
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Yield the loss of each pass and its terms by name."""
         for _ in range(self.config.passes):
-            yield loss(forward(batch), batch, self.distribution, self.config)
+            yield loss(forward(batch), self.scaled(batch), self.distribution, self.config)

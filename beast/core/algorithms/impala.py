@@ -37,6 +37,12 @@ class Config:
     unlimited."""
     trace_lambda: float = 1.0
     """A factor on V-trace's trace coefficients c (lambda in the paper); below 1, corrections reach less far back in time."""
+    squashed_entropy: bool = False
+    """Reward the entropy of continuous actions after they are squashed into the environment's bounds, not that of the Gaussian
+    before, which grows with the deviation even where every action lies at a bound already."""
+    scale_rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return and clip them to [-10, 10], so that tasks of
+    any reward scale have similar gradients. Logged returns are never scaled."""
     correction: str = "vtrace"
     """How data of older policies is treated: vtrace; or, to compare with it as the paper does, one_step (only the policy
     gradient is weighted), epsilon (log(pi + 1e-6) is differentiated) or none."""
@@ -44,6 +50,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0.0 <= self.discounting <= 1.0:
             raise ValueError(f"--discounting must lie in [0, 1], got {self.discounting}")
+        if self.scale_rewards and self.reward_clipping != "none":
+            raise ValueError(f"--scale_rewards needs --reward_clipping none, got {self.reward_clipping}")
         if self.reward_clipping not in REWARD_CLIPPING:
             raise ValueError(
                 f"--reward_clipping must be one of {', '.join(REWARD_CLIPPING)}, got {self.reward_clipping!r}"
@@ -99,12 +107,29 @@ def loss(
 
     pg_loss = -(correction.log_policy(target_log_prob) * pg_advantages).sum()
     baseline_loss = config.baseline_cost * 0.5 * (vs - values).square().sum()
-    entropy_loss = -config.entropy_cost * torch.where(real, distribution.entropy(target_logits), 0.0).sum()
+    entropy_loss, entropy = entropy_terms(target_logits, real, distribution, config)
     total_loss = pg_loss + baseline_loss + entropy_loss
     metrics = {
         "total_loss": total_loss,
         "pg_loss": pg_loss,
         "baseline_loss": baseline_loss,
         "entropy_loss": entropy_loss,
+        "entropy": entropy,
     }
     return total_loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def entropy_terms(
+    logits: torch.Tensor, real: torch.Tensor, distribution: Distribution, config: Config
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The entropy bonus, summed, and the mean entropy of a step in nats.
+
+    Args:
+        logits: `[T, B, P]`.
+        real: `[T, B]` bool; the others are resets.
+        distribution: of the policy.
+        config: which entropy, and its weight.
+    """
+    entropy_of = distribution.squashed_entropy if config.squashed_entropy else distribution.entropy
+    entropy = torch.where(real, entropy_of(logits), 0.0).sum()
+    return -config.entropy_cost * entropy, entropy / real.sum().clamp(min=1)

@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 from torch.testing import assert_close
 
 from beast.core.data import flatten, map_nested
 from beast.core.distributions import distribution_for
+from beast.core.squashing import bounded
 
 DISCRETE = spaces.Discrete(5)
 MULTI = spaces.MultiDiscrete([3, 2, 4])
@@ -205,12 +207,79 @@ def test_gaussian_draws_have_the_mean_and_deviation_of_the_parameters():
     assert_close(draws.std(0) / deviation, torch.ones(3), rtol=0.03, atol=0)
 
 
-def test_gaussian_deviation_is_clamped_at_both_ends():
+def test_gaussian_deviation_is_as_it_is_said_inside_its_bounds_and_held_near_them_outside():
+    said = torch.tensor([-1e30, -50.0, -5.0, 0.5, 2.0, 2.01, 50.0, 1e30], dtype=torch.float64)
+    meant = bounded(said)
+    assert torch.equal(meant[2:5], said[2:5])
+    assert (meant.diff() >= 0).all()
+    assert_close(meant[[0, -1]], torch.tensor([-6.0, 3.0], dtype=torch.float64))
+    assert 0.0098 < meant[5] - 2 < 0.01
+
+
+@pytest.mark.parametrize("log_std", [-40.0, -5.001, -5.0, 2.0, 2.001, 40.0])
+def test_a_deviation_outside_its_bounds_still_has_a_gradient(log_std):
     distribution = distribution_for(spaces.Box(-1, 1, (1,)))
-    entropies = distribution.entropy(torch.tensor([[0.0, -50.0], [0.0, -5.0], [0.0, 2.0], [0.0, 50.0]]))
-    assert entropies[0] == entropies[1]
-    assert entropies[2] == entropies[3]
-    assert_close(entropies[2] - entropies[1], torch.tensor(7.0))
+    params = torch.tensor([0.3, log_std], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(distribution.entropy(params), params)
+    assert 1e-4 < slope[1] <= 1
+    step = torch.tensor([0.0, 1e-6], dtype=torch.float64)  # the slope has no jump either
+    near = (distribution.entropy(params + step) - distribution.entropy(params - step)) / 2e-6
+    assert_close(near.detach(), slope[1], rtol=1e-4, atol=1e-6)
+
+
+EDGED = spaces.Box(np.array([-1.0, 0.0, -np.inf], np.float32), np.array([1.0, np.inf, np.inf], np.float32))
+
+
+@pytest.mark.parametrize("log_std", [-4.0, -1.0, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("mean", [0.0, 0.7, -3.0, 12.0])
+def test_squashed_entropy_is_what_draws_say(mean, log_std):
+    """Of tanh, softplus and no squashing, one dimension each."""
+    distribution = distribution_for(EDGED)
+    params = torch.tensor([mean] * 3 + [log_std] * 3, dtype=torch.float64)
+    u = draw(distribution, params, 200_000)
+    log_slopes = torch.stack([2 * (math.log(2) - u[:, 0] - F.softplus(-2 * u[:, 0])), F.logsigmoid(u[:, 1])], dim=1)
+    drawn = log_slopes.sum(1) - distribution.log_prob(params, u)
+    tolerance = 5 * drawn.std().item() / math.sqrt(len(u)) + 0.03 * math.exp(log_std)  # quadrature has 24 nodes
+    assert abs(distribution.squashed_entropy(params) - drawn.mean()) < tolerance
+
+
+def test_squashed_entropy_is_largest_where_actions_are_about_uniform():
+    distribution = distribution_for(spaces.Box(-1, 1, (1,)))
+    log_stds = torch.arange(-3, 2, 0.05, dtype=torch.float64)
+    entropies = distribution.squashed_entropy(torch.stack([torch.zeros_like(log_stds), log_stds], dim=-1))
+    widest = log_stds[entropies.argmax()].exp()
+    assert 0.7 < widest < 1.0
+    assert math.log(2) - 0.01 < entropies.max() < math.log(2)  # log 2 is the uniform distribution's
+    plain = distribution.entropy(torch.stack([torch.zeros_like(log_stds), log_stds], dim=-1))
+    assert plain.argmax() == len(log_stds) - 1
+
+
+def test_squashed_entropy_of_a_bang_bang_policy_asks_it_back():
+    distribution = distribution_for(spaces.Box(-1, 1, (1,)))
+    params = torch.tensor([8.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(distribution.squashed_entropy(params), params)
+    assert slope[0] < -1
+    (slope,) = torch.autograd.grad(distribution.entropy(params), params)
+    assert slope.tolist() == [0.0, 1.0]
+
+
+def test_squashed_entropy_of_parts_adds_up_and_that_of_choices_is_their_own():
+    deep, aim = distribution_for(DEEP), distribution_for(spaces.Box(-2, 2, (2,)))
+    params = params_for(deep, 7)
+    assert_close(
+        deep.squashed_entropy(params) - deep.entropy(params),
+        aim.squashed_entropy(params[:, :4]) - aim.entropy(params[:, :4]),
+    )
+    for space in (DISCRETE, MULTI):
+        choices = distribution_for(space)
+        params = params_for(choices, 7)
+        assert torch.equal(choices.squashed_entropy(params), choices.entropy(params))
+
+
+def test_log_deviations_are_known_by_their_places():
+    assert distribution_for(DISCRETE).log_stds.tolist() == [False] * 5
+    assert distribution_for(BOX).log_stds.tolist() == [False] * 3 + [True] * 3
+    assert distribution_for(DEEP).log_stds.nonzero()[0].tolist() == [2, 3]
 
 
 def test_box_actions_are_squashed_into_the_bounds():

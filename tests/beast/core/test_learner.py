@@ -571,7 +571,15 @@ def test_the_policy_learns_what_was_rewarded():
 
 def test_metrics_are_scalars_without_gradient():
     metrics = learn(impala_learner(), impala_batch(0))
-    assert metrics.keys() == {"total_loss", "pg_loss", "baseline_loss", "entropy_loss", "grad_norm", "finite"}
+    assert metrics.keys() == {
+        "total_loss",
+        "pg_loss",
+        "baseline_loss",
+        "entropy_loss",
+        "entropy",
+        "grad_norm",
+        "finite",
+    }
     for value in metrics.values():
         assert value.shape == ()
         assert not value.requires_grad

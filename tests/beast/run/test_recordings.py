@@ -19,7 +19,14 @@ from beast.run import recordings
 from beast.run.assemble import assemble
 from beast.run.resolve import resolve_config
 
-FLAGS = {"env": "CartPole-v1", "num_actor_processes": 0, "num_actors": 4, "batch_size": 4, "unroll_length": 10}
+FLAGS = {
+    "env": "CartPole-v1",
+    "preset": "classic",
+    "num_actor_processes": 0,
+    "num_actors": 4,
+    "batch_size": 4,
+    "unroll_length": 10,
+}
 
 
 def run(**flags):
@@ -227,7 +234,7 @@ def test_damaged_files_are_named_and_nothing_is_made(folder, tmp_path, call, mon
     is_refused("reward")
     monkeypatch.chdir(tmp_path)
     file.write_bytes(b"")
-    done = call("--env", "CartPole-v1", "--unroll_length", 10, "--demonstrations", folder)
+    done = call("--env", "CartPole-v1", "--preset", "classic", "--unroll_length", 10, "--demonstrations", folder)
     assert_one_line(done, file.name, "damaged, or no recording")
     assert not (tmp_path / "runs").exists()
 
