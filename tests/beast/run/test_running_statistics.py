@@ -16,7 +16,8 @@ from beast.run.resolve import resolve_config
 from beast.tools.evaluation import load_model
 
 FLAGS = {
-    "env": "Pendulum-v1", "preset": "classic", "num_actors": 4, "batch_size": 4, "num_actor_processes": 0, "total_steps": 1600, "report_every": 1000,
+    "env": "Pendulum-v1", "preset": "classic", "num_actors": 4, "batch_size": 4, "num_actor_processes": 0, "total_steps": 1600,
+    "report_every": 1000,
     "normalise_observations": True, "scale_rewards": True, "reward_clipping": "none", "model": "mlp",
     "state_independent_std": True,
 }  # fmt: skip
