@@ -24,15 +24,26 @@ from beast.envs.families import codes_of, codes_space, import_member, split_wrap
 
 @dataclass(frozen=True)
 class Standard:
-    """The settings of the standard wrappers, as flags of the same names; None, False and "" add none."""
+    """The settings of the standard wrappers, which are flags; None, False and "" add none."""
 
     action_repeat: int | None = None
+    """Take each action for this many frames and add up their rewards (default: 4 on Atari, else 1)."""
     frame_stack: int | None = None
+    """Stack this many of the newest frames as one observation (default: 4 on Atari, else 1)."""
     resize: str | None = None
+    """Scale pictures to 84 (both sides) or to HEIGHTxWIDTH (default: 84 on Atari, else no scaling)."""
     grayscale: bool = False
+    """Turn coloured pictures grey. (Atari's are always grey.)"""
     max_episode_steps: int | None = None
+    """Truncate an episode after this many steps of the policy (default: the limit that the environment is registered with;
+    27,000 on Atari)."""
     wrapper: str = ""
+    """Wrap each environment in my_package.my_module:wrap, a function of yours that takes an environment and returns one;
+    several are separated by commas, the innermost first. They are put on before the wrappers that flags ask for (on Atari
+    after them)."""
     repeat_action_probability: float | None = None
+    """Repeat the last action instead of taking the new one with this probability (sticky actions; default: 0, on Atari
+    what the id says)."""
 
     @property
     def size(self) -> tuple[int, int] | None:

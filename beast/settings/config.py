@@ -63,8 +63,8 @@ def _check_types(section: type, values: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class EnvironmentConfig:
-    """Environment"""
+class _Which:
+    """What an environment is called. It is a base of its own because flags stand in the order of bases."""
 
     env: str = "PongNoFrameskip-v4"
     """Which environment: an Atari or any other Gymnasium id, my_package:MyEnv-v0 (importing my_package registers it), or
@@ -73,24 +73,12 @@ class EnvironmentConfig:
     """Arguments for the environment, as a JSON object, for example '{"rows": 8}'."""
     full_action_set: bool = False
     """Use all 18 actions on Atari instead of those that the game needs."""
-    action_repeat: int | None = None
-    """Take each action for this many frames and add up their rewards (default: 4 on Atari, else 1)."""
-    frame_stack: int | None = None
-    """Stack this many of the newest frames as one observation (default: 4 on Atari, else 1)."""
-    resize: str | None = None
-    """Scale pictures to 84 (both sides) or to HEIGHTxWIDTH (default: 84 on Atari, else no scaling)."""
-    grayscale: bool = False
-    """Turn coloured pictures grey. (Atari's are always grey.)"""
-    max_episode_steps: int | None = None
-    """Truncate an episode after this many steps of the policy (default: the limit that the environment is registered with;
-    27,000 on Atari)."""
-    wrapper: str = ""
-    """Wrap each environment in my_package.my_module:wrap, a function of yours that takes an environment and returns one;
-    several are separated by commas, the innermost first. They are put on before the wrappers that flags ask for (on Atari
-    after them)."""
-    repeat_action_probability: float | None = None
-    """Repeat the last action instead of taking the new one with this probability (sticky actions; default: 0, on Atari
-    what the id says)."""
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig(Standard, _Which):
+    """Environment"""
+
     life_loss: bool = True
     """End the return, but not the game, when a life is lost on Atari (in training only)."""
     fire_on_life_loss: bool = False
