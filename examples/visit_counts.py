@@ -1,10 +1,9 @@
 """State that lives for an episode.
 
-`python run.py --env FrozenLake-v1 --wrapper examples.visit_counts:wrap --model examples.visit_counts`: the environment
-counts the visits of each state, the unroll stores the counts, and the model reads them. On the environment's side a wrapper
-keeps the counts, clears them at each reset, and declares their key of `info` in `info_columns`. Each row of an unroll then
-holds them (`Batch.extra`), and the model reads them in acting and learning. A model's own state of an episode is its
-recurrent state: any nesting of tensors, zeroed where `first` is set.
+`python run.py --env FrozenLake-v1 --wrapper examples.visit_counts:VisitCounts --model examples.visit_counts`: a wrapper counts
+the visits of each state and clears the counts at each reset. It declares their key of `info` in `info_columns`, so each row of
+an unroll holds them (`Batch.extra`), and the model reads them in acting and learning. A model's own state of an episode is
+its recurrent state: any nesting of tensors, zeroed where `first` is set.
 """
 
 from __future__ import annotations
@@ -39,11 +38,6 @@ class VisitCounts(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _counted(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         self._counts[observation] = self._counts.get(observation, 0) + 1
         return info | {"visits": np.float32(self._counts[observation])}
-
-
-def wrap(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Wrap an environment, as `--wrapper` asks."""
-    return VisitCounts(env)
 
 
 class Model(mlp.Model):
