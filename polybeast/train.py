@@ -39,13 +39,8 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
     all_groups = [(worker, group) for worker, groups in enumerate(groups_of) for group in groups]
     mailbox = Mailbox(spec, task.model.distribution().noise_size, config.actors.num_actors)
     serving = InferenceArguments(
-        model=task.model,
-        dtype=task.dtype,
-        device=task.device,
-        weights=weights,
-        mailbox=mailbox,
-        requests=Line(),
-        answers=[Line() for _ in groups_of],
+        model=task.model, dtype=task.dtype, device=task.device, weights=weights, mailbox=mailbox,
+        requests=Line(), answers=[Line() for _ in groups_of],
         groups=[places_of(actors) for _, actors in all_groups],
         worker_of=[worker for worker, _ in all_groups],
         min_batch=config.inference.inference_min_batch,
@@ -55,7 +50,7 @@ def crew(task: Task, config: Config, spec: UnrollSpec, weights: Weights) -> Crew
         lockstep=config.pace.pace == "step",
         keep_states=config.pace.in_rounds and config.inference.inference == "process",
         statistics=Statistics(config.actors.num_actors),
-    )
+    )  # fmt: skip
     counts, summarise = serving.statistics.counts, Statistics.summary
 
     def arguments(actors: tuple[int, ...], life: int) -> ActorArguments:

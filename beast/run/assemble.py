@@ -69,13 +69,7 @@ def assemble(
     life = resumes * 1_000_000  # distinct for each life of a process over all resumes
 
     gradients, learner = make_learner(config, task)
-    if state:
-        learner.load_state_dict(state["learner"])
-    if ranks.size > 1:  # whose machines may round differently
-        learner.load_state_dict(ranks.of_first(learner.state_dict))
-    if not ranks.first:
-        config = _of_one_more_rank(config, ranks)
-        torch.manual_seed(config.run.seed + resumes)
+    config = _begin(learner, config, state, ranks)
     reports, skipped, heard = _listeners(config, task, folder, learner.steps, live, callbacks)
     clock = trace.clock if trace else Clock()
     newest, weights = _weights(config, learner, state, reports.log)
@@ -88,17 +82,15 @@ def assemble(
     learning.publish()
 
     board = StatusBoard(len(crew.workers) + 1)  # the last entry is the evaluator's
-    run = config.run
-    workers = Workers(board, run.max_restarts, run.actor_timeout, reports.log, max_memory=run.max_actor_memory)
-    workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
-    evaluator = Evaluator(task, config, newest, learner.steps) if run.eval_every else None
+    workers = _workers(config, board, trace, reports.log)
+    evaluator = Evaluator(task, config, newest, learner.steps) if config.run.eval_every else None
     wishes = Wishes()
-    ranks.watch(lambda: wishes.stopping, run.rank_timeout)
+    ranks.watch(lambda: wishes.stopping, config.run.rank_timeout)
     status = LocalStatus(lambda: wishes.stopping, clock)
     serial = None
     if crew.serial:
-        action_log = _action_log(config, state, life, reports.log, experience.source)
-        serial = Serial(store, config.actors.num_actors, crew.serial, status, action_log, life)
+        past = _action_log(config, state, life, reports.log, experience.source)
+        serial = Serial(store, config.actors.num_actors, crew.serial, status, past, life)
     checkpoints = Checkpoints(config, task, folder, learning, reports, workers, skipped, heard, serial, resumes)
     if state and ranks.first:
         checkpoints.go_on_from(state)
@@ -130,15 +122,30 @@ def _experience(
     return Experience(fresh, config, task, life, clock, log)
 
 
-def _of_one_more_rank(config: Config, ranks: Ranks) -> Config:
-    """Return the settings of a rank that is not the first.
+def _begin(learner: Learner, config: Config, state: dict[str, Any] | None, ranks: Ranks) -> Config:
+    """Give a learner the weights of the checkpoint and of the first rank, and return its own rank's settings.
 
-    Its random streams are others, and it has no say in what the first alone decides and does.
+    The random streams of each rank are others, and only the first has a say in what one alone decides and does.
     """
+    if state:
+        learner.load_state_dict(state["learner"])
+    if ranks.size > 1:
+        learner.load_state_dict(ranks.of_first(learner.state_dict))  # since machines may round differently
+    if ranks.first:
+        return config
     seed = seed_for(config.run.seed, "rank", ranks.number)
+    torch.manual_seed(seed + (int(state["resumes"]) + 1 if state else 0))
     return config.replace(
         seed=seed, eval_every=0, callback=None, max_minutes=None, stop_at_return=None, record_unrolls=None
     )
+
+
+def _workers(config: Config, board: StatusBoard, trace: Trace | None, log: Callable[[str], None]) -> Workers:
+    """Make the keeper of all processes; none is started."""
+    run = config.run
+    workers = Workers(board, run.max_restarts, run.actor_timeout, log, max_memory=run.max_actor_memory)
+    workers.status_of = partial(trace.status_of if trace else WorkerStatus, board)
+    return workers
 
 
 def _listeners(

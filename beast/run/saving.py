@@ -66,6 +66,23 @@ class Checkpoints:
         self.callbacks.after_checkpoint(step, path)
         return path
 
+    def save_and_go_on(self, asked: bool) -> None:
+        """Write a checkpoint; if that fails, say so and train on.
+
+        Args:
+            asked: whether somebody waits to hear of it.
+
+        Raises:
+            FloatingPointError: if the weights are not finite.
+        """
+        try:
+            path = self.save()
+        except OSError as error:
+            self.reports.log(f"no checkpoint written ({error}); the one before it is kept, training goes on")
+            return
+        if asked:
+            self.reports.log(f"saved {path}" if path else "nothing saved: this run keeps no checkpoints")
+
     def _state(self) -> dict[str, Any]:
         learner = self.learning.learner
         if not all_finite([learner.acting.parameters, learner.acting.statistics]):

@@ -120,27 +120,28 @@ class Trainer:
                 self._learn_all()
             else:
                 self.threads.ended.wait(0.1)
-            if not self.stopping:  # otherwise they may have ended for the same reason
+            if not self.wishes.stopping:  # otherwise they may have ended for the same reason
                 self.workers.check()
             if self.evaluator and self.evaluator.due(self.learner.steps):
                 self.evaluator.request(self.learner.steps)
             now = time.monotonic()
             if now >= end:
-                self._stop_for(f"--max_minutes {run.max_minutes:g} are over")
+                self.stop(f"--max_minutes {run.max_minutes:g} are over")
             if self.callbacks.stop:
-                self._stop_for("a callback asked for the end")
+                self.stop("a callback asked for the end")
             if now >= next_report:
                 self._look_at(self.report())
                 next_report = now + run.report_every
             if (now >= next_checkpoint and self.learner.updates > saved) or self.wishes.save:
-                self._save_and_go_on()
+                asked, self.wishes.save = self.wishes.save, False
+                self.checkpoints.save_and_go_on(asked)
                 saved = self.learner.updates
                 next_checkpoint = now + 60 * run.checkpoint_every
 
     def _finished(self) -> bool:
         if self.threads.failure is not None:
             raise self.threads.failure
-        return self.stopping or self._complete or self.ranks.ending is not None
+        return self.wishes.stopping or self._complete or self.ranks.ending is not None
 
     def _over(self) -> bool:
         """Return whether learner threads are done. A unit that was begun before a request to stop is finished."""
@@ -150,11 +151,6 @@ class Trainer:
     def _complete(self) -> bool:
         return self.learner.steps >= self.config.learner.total_steps
 
-    @property
-    def stopping(self) -> bool:
-        """Whether the run is to end, for whatever reason."""
-        return self.wishes.stopping
-
     def _learn_all(self) -> None:
         while not self._finished() and self.learning.once(0.0, self._over):
             pass
@@ -162,14 +158,12 @@ class Trainer:
     def _look_at(self, row: dict[str, float]) -> None:
         wanted, reached = self.config.run.stop_at_return, row.get("mean_episode_return", -math.inf)
         if wanted is not None and reached >= wanted and self.reports.window_full:
-            self._stop_for(f"a mean return of {reached:.2f} is --stop_at_return {wanted:g} or more")
+            self.stop(f"a mean return of {reached:.2f} is --stop_at_return {wanted:g} or more")
 
-    def _stop_for(self, reason: str) -> None:
-        self.reports.log(f"{reason}: the run ends")
-        self.stop()
-
-    def stop(self) -> None:
-        """End the run soon and cleanly."""
+    def stop(self, reason: str = "") -> None:
+        """End the run soon and cleanly; log the reason if there is one."""
+        if reason:
+            self.reports.log(f"{reason}: the run ends")
         self.wishes.stop = True
         self.board.stop()
         self.threads.ended.set()
@@ -190,16 +184,6 @@ class Trainer:
         return self.reports.report(
             step=step, updates=updates, learning_rate=learning_rate, stages=self.board.seconds(), extra=extra
         )
-
-    def _save_and_go_on(self) -> None:
-        asked, self.wishes.save = self.wishes.save, False
-        try:
-            path = self.checkpoints.save()
-        except OSError as error:
-            self.reports.log(f"no checkpoint written ({error}); the one before it is kept, training goes on")
-            return
-        if asked:
-            self.reports.log(f"saved {path}" if path else "nothing saved: this run keeps no checkpoints")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -232,18 +216,15 @@ class Trainer:
         except OSError as error:
             self._failure = self._failure or CheckpointError(f"the last checkpoint could not be written: {error}")
         self.store.close()
-        step, total = self.learner.steps, self.config.learner.total_steps
         if self.folder is not None:
-            how = "failed" if self._failure else "finished" if step >= total else "stopped"
-            self.reports.log(f"{how} at step {step:,} of {total:,}; " + (f"saved {path}" if path else "nothing saved"))
-            if path and step < total:
-                self.reports.log(f"go on with: {to_type()} --resume {self.folder}")
+            for line in last_words(
+                self.learner.steps, self.config.learner.total_steps, self.folder, path, self._failure
+            ):
+                self.reports.log(line)
         self.reports.close()
 
     def _leave_ranks(self) -> None:
         """Tell the other ranks that this one ends, unless all do; or hear why they do."""
-        if self.ranks.size == 1:
-            return
         try:
             with self.learning.lock:  # between two units: a gradient that others wait for is on its way
                 if not self._complete:
@@ -256,6 +237,13 @@ class Trainer:
             if ending.failed:
                 self.reports.log("another rank failed: all end")
                 self._failure = self._failure or self.threads.failure or FailedElsewhere("another rank failed")
+
+
+def last_words(step: int, total: int, folder: Path, saved: Path | None, failure: BaseException | None) -> list[str]:
+    """Return the lines that end a run's log: how far it came, what was saved, and how to go on."""
+    how = "failed" if failure else "finished" if step >= total else "stopped"
+    lines = [f"{how} at step {step:,} of {total:,}; " + (f"saved {saved}" if saved else "nothing saved")]
+    return lines + ([f"go on with: {to_type()} --resume {folder}"] if saved and step < total else [])
 
 
 def learner_threads(config: Config, task: Task) -> int:

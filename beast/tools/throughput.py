@@ -79,7 +79,7 @@ def measure(config: Config, task: Task, what: Measurement) -> dict[str, Any]:
 
     def observe() -> None:
         nonlocal first_update
-        while not trainer.learner.updates and not trainer.stopping:
+        while not trainer.learner.updates and not trainer.wishes.stopping:
             time.sleep(0.02)
         first_update = time.perf_counter() - started
         for seconds, updates in ((what.warm_up, 1), (what.seconds, LEAST_UPDATES)):
@@ -114,12 +114,12 @@ def measure(config: Config, task: Task, what: Measurement) -> dict[str, Any]:
 def _wait(trainer: Trainer, seconds: float, updates: int) -> bool:
     """Wait for so many seconds and updates, until just after an update; return False if the run stops meanwhile."""
     end, last = time.perf_counter() + seconds, trainer.learner.updates + updates
-    while time.perf_counter() < end and not trainer.stopping:
+    while time.perf_counter() < end and not trainer.wishes.stopping:
         time.sleep(0.02)
     last = max(last, trainer.learner.updates + 1)
-    while trainer.learner.updates < last and not trainer.stopping:
+    while trainer.learner.updates < last and not trainer.wishes.stopping:
         time.sleep(0.002)
-    return not trainer.stopping
+    return not trainer.wishes.stopping
 
 
 def _bound(alone: dict[str, float], task: Task) -> float:

@@ -107,7 +107,13 @@ def test_the_stored_recurrent_state_is_the_one_that_is_used(trainer):
 @BEASTS
 def test_a_batch_with_nan_is_skipped_once(tmp_path, trainer):
     OnceNaN.spoilt.clear()
-    flags = {"env": f"{__name__}:OnceNaN", "total_steps": 800, "replay_capacity": 100, "trainer": trainer}
+    flags = {
+        "env": f"{__name__}:OnceNaN",
+        "preset": "classic",
+        "total_steps": 800,
+        "replay_capacity": 100,
+        "trainer": trainer,
+    }
     ended, batches = run(tmp_path, **flags)
     spoilt = [number for number, batch in enumerate(batches) if not batch.reward.isfinite().all()]
     assert len(spoilt) == 1
