@@ -59,7 +59,7 @@ def test_any_text_for_any_flag(pairs):
         Config.from_flat(commands._train_values(arguments) | {"algorithm": "impala", "num_buffers": None})
     except SystemExit as end:
         check_status(end)
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         check_line(error)
 
 

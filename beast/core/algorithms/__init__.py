@@ -139,7 +139,7 @@ def algorithm_module(name: str) -> Any:
         module = import_named(path)
     except NoSuchModule as error:
         raise ConfigError(
-            f"no algorithm {name!r}: use a file of beast/core/algorithms (impala) or a module of your own that can be imported"
+            f"no algorithm {name!r}: use impala, appo, or a module of your own that can be imported"
         ) from error
     for needed in (("Config",), ("loss", "Algorithm")):
         if not any(hasattr(module, one) for one in needed):
