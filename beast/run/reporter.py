@@ -72,13 +72,17 @@ class Reporter:
         if unit is None:
             return
         step, work, lags, updates = unit
-        made = 0
+        made, skipped = 0, False
         for update in updates:
+            if skipped and not update.metrics["finite"]:
+                continue  # a further pass over a batch that is told already
             if self._skipped.record(update.number, work.batch, update.metrics):
                 made += 1
                 metrics = {name: value for name, value in update.metrics.items() if name != "finite"}
                 self._reports.add_update(metrics, lags)
                 self._callbacks.after_update(step, update.number, metrics)
+            else:
+                skipped = True
             lags = lags[:0]  # only the first pass of a unit has lags
         if updates and made == len(updates):
             self._learned(work, updates[0].number)

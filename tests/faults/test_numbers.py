@@ -61,17 +61,20 @@ def assert_good(run: Path) -> dict:
 
 
 @BEASTS
-@pytest.mark.parametrize(("actions", "field"), [("Discrete(3)", "reward"), ("Box(-1, 1, (2,))", "observation")])
-def test_an_environment_that_is_rarely_wrong_costs_few_updates(call, write, tmp_path, trainer, actions, field):
-    """With a memory and continuous actions too, both of which hand a NaN on from row to row."""
+@pytest.mark.parametrize(
+    ("actions", "field", "passes"), [("Discrete(3)", "reward", 1), ("Box(-1, 1, (2,))", "observation", 4)]
+)
+def test_an_environment_that_is_rarely_wrong_costs_few_updates(call, write, tmp_path, trainer, actions, field, passes):
+    """With a memory and continuous actions too, both of which hand a NaN on from row to row; each batch counts once."""
     write("env", ENV.format(actions=actions, when="Env.steps % 700 == 0", what=WHAT[field]))
     flags = ["--env", "mine.env:Env", "--trainer", trainer, "--use_lstm", *SERIAL, "--total_steps", 4_000]
+    flags += ["--preset", "classic", "--algorithm", "appo", "--passes", passes]
     done = call(*flags, "--max_skipped_updates", 3)
     assert (done.code, done.err) == (0, "")
     run = tmp_path / "runs" / "r"
     last = rows(run)[-1]
     assert 5 <= last["skipped_updates"] <= 11  # one in each 700 steps; two where the row ends one unroll and begins one
-    assert last["updates"] == 50
+    assert last["updates"] == 50 * passes
     assert done.out.count(f"skipped: NaN or infinity in the {field}; its batch is runs/r/bad_batches/update_") == 5
     for row in rows(run):
         assert all(abs(value) < 1e9 for value in row.values())
@@ -84,7 +87,15 @@ def test_an_environment_that_is_rarely_wrong_costs_few_updates(call, write, tmp_
 @pytest.mark.parametrize(("trainer", "field"), [("monobeast", "observation"), ("polybeast", "reward")])
 def test_an_environment_that_is_always_wrong_ends_the_run_with_what_it_learned(call, write, tmp_path, trainer, field):
     write("env", ENV.format(actions="Discrete(3)", when="Env.steps > 1000", what=WHAT[field]))
-    flags = [*SERIAL, "--total_steps", 10**9, "--optimiser", "adam"]  # whose moments know how many steps they have seen
+    flags = [
+        "--preset",
+        "classic",
+        *SERIAL,
+        "--total_steps",
+        10**9,
+        "--optimiser",
+        "adam",
+    ]  # whose moments know how many steps they have seen
     done = call("--env", "mine.env:Env", "--trainer", trainer, *flags)
     assert_one_line(done, "10 updates in a row were skipped (--max_skipped_updates)", f"in the {field}", "environment")
     assert done.code == 1
@@ -98,7 +109,17 @@ def test_an_environment_that_is_always_wrong_ends_the_run_with_what_it_learned(c
 
 def test_processes_hear_of_it_too(start, tmp_path):
     kwargs = json.dumps({"fail": "nan", "fail_after": 300, "shape": [3]})
-    flags = ["--env", "Synthetic-v0", "--env_kwargs", kwargs, *SERIAL, "--num_actor_processes", 2]
+    flags = [
+        "--env",
+        "Synthetic-v0",
+        "--env_kwargs",
+        kwargs,
+        "--preset",
+        "classic",
+        *SERIAL,
+        "--num_actor_processes",
+        2,
+    ]
     program = start(*flags, "--total_steps", 10**9, "--max_skipped_updates", 4).finish()
     assert_one_line(program, "4 updates in a row were skipped", "in the reward", "step()")
     assert assert_good(tmp_path / "runs" / "r")["learner"]["updates"] > 4

@@ -18,11 +18,11 @@ HERE, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 BOUNDS = {
     "atari_shallow": (205, 40),
     "atari_shallow, LSTM": (515, 55),
-    "impala_shallow": (190, 30),
+    "impala_shallow": (195, 30),
     "impala_shallow, LSTM": (505, 55),
     "impala_resnet": (285, 65),
     "impala_resnet, LSTM": (600, 90),
-    "mlp": (155, 30),
+    "mlp": (160, 30),
     "mlp, LSTM": (465, 50),
 }
 UPDATE = 20

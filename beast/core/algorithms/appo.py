@@ -57,9 +57,16 @@ def loss(
     baseline_loss = config.baseline_cost * 0.5 * (targets.vs - values).square().sum()
     entropy_loss, entropy = impala.entropy_terms(outputs.policy_logits[:-1], real, distribution, config)
     clipped = ((ratio != bounded) & real).float().sum() / real.float().sum().clamp(min=1.0)
-    terms = {"pg_loss": pg_loss, "baseline_loss": baseline_loss, "entropy_loss": entropy_loss, "clipped": clipped}
-    terms["entropy"] = entropy
-    return pg_loss + baseline_loss + entropy_loss, {name: term.detach() for name, term in terms.items()}
+    total_loss = pg_loss + baseline_loss + entropy_loss
+    terms = {
+        "total_loss": total_loss,
+        "pg_loss": pg_loss,
+        "baseline_loss": baseline_loss,
+        "entropy_loss": entropy_loss,
+        "entropy": entropy,
+        "clipped": clipped,
+    }
+    return total_loss, {name: term.detach() for name, term in terms.items()}
 
 
 class Algorithm(algorithms.Algorithm):
