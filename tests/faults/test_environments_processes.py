@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -83,7 +84,13 @@ def kinds(folder: Path) -> list[str]:
 def living(folder: Path) -> list[int]:
     """Numbers of those that still live."""
     pids = [int(path.name.rpartition("-")[2]) for path in folder.glob("*-*[0-9]")]
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+    def lives(pid: int) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return False
+
+    return [pid for pid in pids if lives(pid)]
 
 
 def run_with_engines(start, engines: Path, *flags, **kwargs) -> Program:
