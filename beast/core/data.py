@@ -163,9 +163,7 @@ class Batch(NamedTuple):
 
 
 def map_nested(function: Callable[..., Any], tree: Nested, *others: Nested) -> Nested:
-    """Apply a function leaf by leaf to trees of one structure (dicts and tuples nest, None stays, anything else is a leaf)."""
-    if tree is None:
-        return None
+    """Apply a function leaf by leaf to trees of one structure (dicts and tuples nest; anything else is a leaf)."""
     if isinstance(tree, dict):
         return {key: map_nested(function, value, *(o[key] for o in others)) for key, value in tree.items()}
     if isinstance(tree, tuple):

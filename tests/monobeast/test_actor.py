@@ -9,7 +9,7 @@ import torch
 
 from beast.acting.actors import ActorArguments, ActorGroup, spread
 from beast.acting.models import ModelChoice
-from beast.core.data import Chosen, flatten, map_nested, restack
+from beast.core.data import Chosen, ModelInput, flatten, map_nested, restack
 from beast.core.flat import FlatModel
 from beast.core.seeds import seed_for
 from beast.envs import EnvChoice
@@ -89,7 +89,7 @@ class Setting:
     @torch.no_grad()
     def recompute(self, batch):
         """Logits and final state of this model on the rows 0 .. T-1 of a batch."""
-        inputs = map_nested(lambda tensor: tensor[:-1], batch.model_input())
+        inputs = ModelInput(*map_nested(lambda tensor: tensor[:-1], batch.model_input()[:-1]))
         output, state = self.model(inputs, batch.core_state)
         return output.policy_logits, state
 

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from beast.acting.actors import ActorArguments
-from beast.core.data import flatten, map_nested, restack
+from beast.core.data import ModelInput, flatten, map_nested, restack
 from beast.core.flat import FlatModel
 from beast.monobeast.actor import Actors
 from beast.processes.status import Clock, LocalStatus
@@ -70,7 +70,7 @@ def check_table(task, model, batches, lives=False):
         ends += int(batch.first[1:].sum())
         check_observations(task.model.observation_space, task.observation, batch.observation)
         with torch.no_grad():  # the model sees the same rows here as it saw there, one at a time
-            output, _ = model(map_nested(lambda x: x[:-1], batch.model_input()), batch.core_state)
+            output, _ = model(ModelInput(*map_nested(lambda x: x[:-1], batch.model_input()[:-1])), batch.core_state)
         torch.testing.assert_close(output.policy_logits, batch.behaviour_logits, rtol=1e-3, atol=1e-4)
     for before, after in itertools.pairwise(batches):
         for name in ENV_FIELDS:
