@@ -77,9 +77,13 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 def born() -> None:
-    """In a program's process, before it runs: a suite that is killed leaves none, and one under nohup hands nothing on."""
+    """In a program's process, before it runs: a suite that is killed leaves none, and one in the background hands nothing on.
+
+    A shell's background job ignores SIGINT, and one under nohup SIGHUP.
+    """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Program:
