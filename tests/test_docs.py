@@ -92,3 +92,9 @@ def test_every_file_of_extend_trains(call, tmp_path, command):
     done = call(*shlex.split(command), *SERIAL, "--xpid", "x")
     assert done.code == 0, done.err
     assert "finished at step" in done.out
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest would collect one of them alone, and count the others as errors."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
