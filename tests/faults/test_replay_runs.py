@@ -10,6 +10,8 @@ from conftest import rows, wait_until
 
 from beast.run import checkpoint, finding
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--env", "Catch-v0", "--num_actors", 4, "--num_actor_processes", 2, "--batch_size", 5, "--xpid", "r",
          "--report_every", 0.1, "--replay_capacity", 50, "--record_unrolls", "rec", "--num_learner_threads", 3]  # fmt: skip
 

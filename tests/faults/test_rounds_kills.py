@@ -15,6 +15,8 @@ from beast.run import checkpoint, finding
 from beast.run.assemble import assemble
 from beast.run.resolve import resolve_config
 
+pytestmark = pytest.mark.slow
+
 T, NUM_ACTORS = 5, 6
 POLYBEAST = {"trainer": "polybeast", "inference": "process"}
 PACED = {
