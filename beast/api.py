@@ -203,9 +203,8 @@ def _run_training(values: dict[str, Any], trusted: bool, callbacks: Sequence[Any
 
     with joined() as ranks, ExitStack() as held:  # of several ranks the first alone has the folder, and its lock
         start = ranks.of_first(lambda: _start(values, trusted, held))
-        config, task = ranks.together(
-            lambda: resolve_config(start.flags, start.folder is not None)
-        )  # before anything is made
+        # Before anything is made.
+        config, task = ranks.together(lambda: resolve_config(start.flags, start.folder is not None))
         if start.folder is not None and start.steps >= config.learner.total_steps:
             done = f"{start.folder} is finished: {start.steps:,} steps. To go on, give a larger --total_steps."
             for line in (*start.notes, done) if ranks.first else ():

@@ -22,7 +22,6 @@ from beast.settings.config import Config, EnvironmentConfig, LearnerConfig, RunC
 from beast.settings.flags import Parser
 from beast.settings.presets import WIDEST
 
-PONGS_LEVELS = [0.0, 10.0, 18.0, 19.0, 20.0]
 _ABOUT = """{0} [train] [flags]: train a policy, or continue a run (--resume RUN).
 {0} evaluate --checkpoint RUN: play full games with a trained policy.
 {0} profile: train for a short time and show where the time goes.

@@ -82,9 +82,8 @@ class Model(ActorCritic):
         with torch.no_grad():
             for part in self.modules():
                 if isinstance(part, ResidualBlock):
-                    part.conv2.weight *= (
-                        0.1  # near the identity at first, otherwise each of six blocks would double the signal
-                    )
+                    # Near the identity at first: otherwise each of six blocks would double the signal.
+                    part.conv2.weight *= 0.1
                 elif isinstance(part, Section):
                     part.conv.weight *= 0.5**0.5  # no ReLU follows
 

@@ -117,6 +117,10 @@ class ModelOutput(NamedTuple):
     """`[T, B, ...]` by name: what the model declares as `columns`, stored with the unroll when it acts."""
 
 
+UNROLL_FIRST = ("core_state", "actor")
+"""Fields of a batch whose unrolls lie along axis 0; along axis 1 in all others."""
+
+
 class Batch(NamedTuple):
     """A batch of B unrolls, time first. The table above says what a row means."""
 
@@ -153,10 +157,9 @@ class Batch(NamedTuple):
 
     def unrolls(self, which: slice) -> Batch:
         """Return a copy of some of its unrolls, whose frame stacks must have been rebuilt."""
-        unroll_first = ("core_state", "actor")
 
         def chosen(name: str) -> Nested:
-            by_time = name not in unroll_first
+            by_time = name not in UNROLL_FIRST
             return map_nested(lambda x: (x[:, which] if by_time else x[which]).contiguous(), getattr(self, name))
 
         return Batch(*map(chosen, self._fields))

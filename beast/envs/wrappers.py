@@ -148,9 +148,8 @@ class Pictures(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.observation_space, self._function = self._plan(env.observation_space)
         if not self._found:
             raise EnvError(f"{flag}: there is no picture (uint8, [H, W] or [H, W, C]) in {env.observation_space}")
-        importlib.import_module("cv2").setNumThreads(
-            1
-        )  # each process has one core, for which more threads would compete
+        # Each process has one core, for which more threads would compete.
+        importlib.import_module("cv2").setNumThreads(1)
 
     def _plan(self, space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Callable[[Any], Any]]:
         spaces = gymnasium.spaces

@@ -26,12 +26,8 @@ MESSAGE = struct.Struct("=3q")
 READY, BORN, FAILED, DEAD = range(4)
 """Imports are done; a worker runs (value: pid); could not be made (errno); ended (exit code, or minus the signal)."""
 MOST_DESCRIPTORS = 253  # Linux's limit for one message
-FOR_THE_PARENT = (
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGTERM,
-)  # signals that may be sent to the whole group
+FOR_THE_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM)
+"""Signals that may be sent to the whole group."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _inherited: list[int] = []
 

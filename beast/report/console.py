@@ -74,9 +74,8 @@ def sparkline(points: tuple[tuple[int, float], ...], width: int) -> str:
     start, end = points[0][0], points[-1][0]
     heights = [math.nan] * width
     for step, value in points:
-        heights[min(width - 1, (step - start) * width // max(end - start, 1))] = (
-            value  # a column shows its newest value
-        )
+        column = min(width - 1, (step - start) * width // max(end - start, 1))
+        heights[column] = value  # the newest of those that share it
     low, high = min(value for _, value in points), max(value for _, value in points)
     curve, spark = "", SPARKS[0]
     for height in heights:

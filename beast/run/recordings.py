@@ -209,9 +209,8 @@ class Recordings:
                     with archive.open(f"{name}.npy") as member:
                         if _header(member) != (field.dtype, (count, *field.shape)):
                             raise ValueError(f"{name} has changed meanwhile")
-                        values = np.frombuffer(
-                            bytearray(member.read()), field.dtype
-                        )  # to the end: then its checksum is right
+                        # Read to the end: then its checksum is right.
+                        values = np.frombuffer(bytearray(member.read()), field.dtype)
                     leaf = leaves[name][start : start + count]
                     leaf.copy_(torch.from_numpy(values.reshape(leaf.shape)))
                     if name.startswith(("observation", "reward")) and not leaf.isfinite().all():

@@ -134,10 +134,8 @@ def _sides(space: gymnasium.Space[Any]) -> int:
     """Return the shorter side of a picture `[H, W]`, `[H, W, C]`, `[C, H, W]` or a stack of them; 0 for anything else."""
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (2, 3, 4):
         return 0
-    sides = (
-        space.shape if len(space.shape) == 2 else sorted(space.shape[-3:])[1:]
-    )  # the smallest axis holds the colours
-    return min(sides)
+    # The smallest axis holds the colours.
+    return min(space.shape if len(space.shape) == 2 else sorted(space.shape[-3:])[1:])
 
 
 def _device(name: str) -> torch.device:

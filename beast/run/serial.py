@@ -9,12 +9,8 @@ from beast.processes.status import LocalStatus
 from beast.run.action_log import ActionLog, SerialActors
 from beast.store.unrolls import UnrollStore, UnrollWriter
 
-SAME_ACTIONS = (
-    "num_actors",
-    "unroll_length",
-    "batch_size",
-    "seed",
-)  # flags that must be the same for serial actors to continue
+SAME_ACTIONS = ("num_actors", "unroll_length", "batch_size", "seed")
+"""Flags that must be the same for serial actors to continue."""
 
 
 class Serial:

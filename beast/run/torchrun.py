@@ -26,9 +26,8 @@ from beast.processes.forkserver import PR_SET_PDEATHSIG, prctl
 from beast.processes.launch import Launch, launch
 from beast.run.threads import Threads
 
-START_TIMEOUT = (
-    600.0  # seconds that ranks may be apart before the run, and torch.distributed's own limit for any operation
-)
+START_TIMEOUT = 600.0
+"""Seconds that ranks may be apart before the run, and torch.distributed's own limit for any operation."""
 GOODBYE = 15.0  # seconds that the others are waited for at the end; torchrun kills thirty seconds after SIGTERM
 GATHER_EVERY = 1.0  # seconds
 POLL = 0.0005  # seconds between two looks at a reduction

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from beast.core.data import Batch, map_nested
+from beast.core.data import UNROLL_FIRST, Batch, map_nested
 
 if TYPE_CHECKING:
     from beast.store.unrolls import UnrollSpec
@@ -20,15 +20,14 @@ class BatchLayout:
     """
 
     def __init__(self, spec: UnrollSpec) -> None:
-        time_first = dict.fromkeys(Batch._fields, 1)
+        axes: dict[str, Any] = {name: 0 if name in UNROLL_FIRST else 1 for name in Batch._fields}
         nested: dict[str, Any] = {
             "observation": map_nested(lambda s: 0 if s.stack > 1 else 1, spec.observation),
-            "core_state": map_nested(lambda s: 0, spec.core_state),
-            "actor": 0,
-            "extra": dict.fromkeys(spec.extra, 1),
-            "agent_extra": dict.fromkeys(spec.agent_extra, 1),
+            "core_state": map_nested(lambda s: axes["core_state"], spec.core_state),
+            "extra": dict.fromkeys(spec.extra, axes["extra"]),
+            "agent_extra": dict.fromkeys(spec.agent_extra, axes["agent_extra"]),
         }
-        self._axes = Batch(**(time_first | nested))
+        self._axes = Batch(**(axes | nested))
 
     def gather(self, tensors: dict[str, Any], slots: torch.Tensor) -> Batch:
         """Copy unrolls into a new batch.

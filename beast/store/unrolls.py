@@ -298,9 +298,7 @@ class UnrollStore:
         """Return the `batch_size` oldest full slots; None if there are fewer after `timeout` seconds or the store is closed."""
         deadline = time.monotonic() + timeout
         while True:
-            remaining = (
-                deadline - time.monotonic()
-            )  # taken before the check, so that the last check comes after the deadline
+            remaining = deadline - time.monotonic()  # before the check, so that the last one comes after the deadline
             with self._lock:
                 if self._closed:  # its descriptors may belong to another file by now
                     return None

@@ -42,9 +42,8 @@ class Results:
         self.file = folder / "gpu.json"
         self.log = open(folder / "gpu.log", "ab", buffering=0)  # noqa: SIM115
         try:
-            fcntl.lockf(
-                self.log, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # no child inherits it, the kernel lets go at any death
+            # No child inherits it, and the kernel lets go at any death.
+            fcntl.lockf(self.log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InUse(f"another run writes to {folder}: wait for it, or choose another --out") from None
         self.all: dict[str, Any] = {"parts": {}}

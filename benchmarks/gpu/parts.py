@@ -267,11 +267,8 @@ def pong(session: Session) -> None:
     """The seconds from the command to a mean return of 18 in Pong: a training run, ended when it is there or time is up."""
     if session.on_gpu:
         races, level = {"published flags": FEW, "480 actors, batch 128": MANY}, 18.0
-    else:
-        races, level = (
-            {"Catch": {"env": "Catch-v0", "num_actors": 4, "num_actor_processes": 1}},
-            -1.0,
-        )  # after 100 games
+    else:  # small: over after 100 games
+        races, level = {"Catch": {"env": "Catch-v0", "num_actors": 4, "num_actor_processes": 1}}, -1.0
     for name, flags in races.items():
         if name in session.done:
             continue

@@ -24,9 +24,3 @@ def test_what_random_actors_do_teaches_a_policy_to_catch(tmp_path, processes):
     )  # fmt: skip
     result = from_checkpoint(path, state, episodes=100, seed=1, deterministic=True)
     assert result["mean"] >= 0.8
-
-
-def test_a_toy_a3c_of_two_workers_learns_to_catch(tmp_path):
-    path, state = train(tmp_path, trainer="seams.toy_a3c", num_actors=8, total_steps=100_000, num_actor_processes=2)
-    assert state["learner"]["updates"] == -(-100_000 // (4 * 20))
-    assert from_checkpoint(path, state, episodes=100, seed=1, deterministic=True)["mean"] >= 0.8

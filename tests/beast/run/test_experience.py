@@ -164,8 +164,8 @@ def test_resume_without_replay_is_bit_for_bit_after_one_with_it_too(tmp_path):
 
 def test_a_trainer_whose_workers_send_gradients_has_nothing_to_keep():
     for flags in ({"replay_capacity": 10}, {"record_unrolls": "there"}):
-        with pytest.raises(ConfigError, match=r"do not go with --trainer seams\.toy_a3c, whose workers send gradients"):
-            assembled(trainer="seams.toy_a3c", **flags)
+        with pytest.raises(ConfigError, match="do not go with --trainer a3c, whose workers send gradients"):
+            assembled(trainer="a3c", num_actor_processes=1, **flags)
 
 
 def test_memory_is_told_and_refused(call, tmp_path, monkeypatch):
