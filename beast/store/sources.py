@@ -67,14 +67,18 @@ class StoreSource:
         self._store, self._batch_size, self.clock = store, batch_size, clock
 
     def next(self, timeout: float) -> Work | None:
-        """Copy the oldest full slots into a batch and free them; None if there are too few within `timeout` seconds."""
+        """Return a batch of the oldest full slots, or None if there are too few within `timeout` seconds."""
         with self.clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
             return None
         with self.clock.time("batch"):
-            batch, episodes = self._store.read(slots)
-            self._store.free(slots)
+            return self._read(slots)
+
+    def _read(self, slots: list[int]) -> Work:
+        """Copy full slots into a batch, and decide how long they stay taken."""
+        batch, episodes = self._store.read(slots)
+        self._store.free(slots)
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch)
 
     def done(self, work: Work) -> None:
