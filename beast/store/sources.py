@@ -33,6 +33,11 @@ class Work(NamedTuple):
     """int64 of any shape, on the CPU: like `versions`, for the steps that were learned from before; demonstrations have
     none."""
 
+    @property
+    def unseen(self) -> Batch | None:
+        """The unrolls that were not learned from before, without those of a replay; None if there is no batch."""
+        return self.fresh or self.batch
+
 
 class Source(Protocol):
     """What the learner asks for work. Several learner threads may ask at the same time."""
