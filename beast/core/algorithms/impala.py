@@ -54,10 +54,10 @@ class Config:
     def __post_init__(self) -> None:
         if not 0.0 <= self.discounting <= 1.0:
             raise ValueError(f"--discounting must lie in [0, 1], got {self.discounting}")
-        if self.scale_rewards and self.reward_clipping != "none":
-            raise ValueError(f"--scale_rewards needs --reward_clipping none, got {self.reward_clipping}")
         if self.popart and self.scale_rewards:
             raise ValueError("--popart and --scale_rewards both normalise returns: leave one of them out")
+        if self.scale_rewards and self.reward_clipping != "none":
+            raise ValueError(f"--scale_rewards needs --reward_clipping none, got {self.reward_clipping}")
         if self.reward_clipping not in REWARD_CLIPPING:
             raise ValueError(
                 f"--reward_clipping must be one of {', '.join(REWARD_CLIPPING)}, got {self.reward_clipping!r}"
@@ -130,7 +130,7 @@ def returns(
     discounts = config.discounting * (~batch.terminated[1:]).float()  # [T, B]
     behaviour_log_prob = distribution.log_prob(batch.behaviour_logits, batch.action)
     # A reset is no step of the policy: importance weight 0 removes it from every term except the entropy.
-    log_rhos = torch.where(~batch.first[1:], target_log_prob - behaviour_log_prob, -torch.inf)
+    log_rhos = torch.where(batch.first[1:], -torch.inf, target_log_prob - behaviour_log_prob)
     weights = CORRECTIONS[config.correction].weights(log_rhos, config)
     return vtrace.from_weights(*weights, discounts, rewards, value[:-1], value[-1])
 

@@ -40,6 +40,11 @@ class TargetStatistics(RunningStatistics):
         """Make statistics of one number."""
         super().__init__(1)
 
+    @property
+    def sigma(self) -> torch.Tensor:
+        """The standard deviation within BOUNDS, `[1]` float32."""
+        return _sigma(self.variance)
+
     @torch.no_grad()
     def merge(self, sums: torch.Tensor, around: torch.Tensor | None = None) -> None:
         """Take in the targets of one update; the arguments are those of `RunningStatistics.merge`."""
@@ -47,8 +52,7 @@ class TargetStatistics(RunningStatistics):
         super().merge(sums, around)
 
 
-def _scale(variance: torch.Tensor) -> torch.Tensor:
-    """Return sigma."""
+def _sigma(variance: torch.Tensor) -> torch.Tensor:
     low, high = BOUNDS
     return variance.clamp(low**2, high**2).sqrt()
 
@@ -102,33 +106,33 @@ class PopArt(Algorithm):
         """
         statistics = self._targets
         rewards = impala.REWARD_CLIPPING[self.config.reward_clipping](batch.reward)
-        scaled = batch._replace(reward=rewards / _scale(statistics.variance))
+        scaled = batch._replace(reward=rewards / statistics.sigma)
 
         def normalised(of: Batch) -> ModelOutput:
             # The model reads rewards as the environment said them.
             outputs = forward(of._replace(reward=batch.reward) if of.reward is scaled.reward else of)
-            outputs = outputs._replace(value=outputs.value + statistics.mean / _scale(statistics.variance))
+            outputs = outputs._replace(value=outputs.value + statistics.mean / statistics.sigma)
             self._observe(outputs, of)
             return outputs
 
         for loss, terms in self._inner.losses(normalised, scaled):
-            mean, std = statistics.mean[0].clone(), _scale(statistics.variance)[0]
-            yield loss * (statistics.count[0] > 0), {**terms, "target_mean": mean, "target_std": std}
-            scaled.reward.copy_(rewards / _scale(statistics.variance))  # an update has moved it since
+            known = {"target_mean": statistics.mean[0].clone(), "target_std": statistics.sigma[0]}
+            yield loss * (statistics.count[0] > 0), {**terms, **known}
+            scaled.reward.copy_(rewards / statistics.sigma)  # an update has moved it since
 
     @torch.no_grad()
     def _observe(self, outputs: ModelOutput, batch: Batch) -> None:
         """Note the targets of values and rewards that are divided by sigma; those of resets are none."""
         log_prob = self.distribution.log_prob(outputs.policy_logits[:-1], batch.action)
         vs = impala.returns(log_prob, outputs.value, batch, self.distribution, self._rest).vs
-        self._targets.observe((vs * _scale(self._targets.variance)).unsqueeze(-1), ~batch.first[1:])
+        self._targets.observe((vs * self._targets.sigma).unsqueeze(-1), ~batch.first[1:])
 
     def after_update(self, parameters: Tensors, before: Tensors, now: Tensors) -> None:
         """Let the other's hook change the parameters, then change the value head so that sigma n + mu stays what it was."""
         self._inner.after_update(parameters, before, now)
         weight, bias = (parameters[name] for name in self._head)
         (mean, old), (new_mean, new) = (
-            (of["algorithm.popart.mean"], _scale(of["algorithm.popart.variance"])) for of in (before, now)
+            (of["algorithm.popart.mean"], _sigma(of["algorithm.popart.variance"])) for of in (before, now)
         )
         weight.mul_(old / new)
         bias.mul_(old / new).add_((mean - new_mean) / new)
