@@ -45,8 +45,8 @@ class Config:
     any reward scale have similar gradients. Logged returns are never scaled."""
     popart: bool = False
     """Learn values normalised by a moving mean and standard deviation of their targets (PopArt), and divide advantages by that
-    deviation, so that rewards of any size have similar gradients; what values mean does not move when the two do. Takes the
-    place of a preset's scale_rewards, and can do without reward_clipping."""
+    deviation, so that rewards of any size have similar gradients; what values mean does not change when the two do. A preset's
+    scale_rewards gives way to it; reward_clipping, unless it is none, comes first."""
     correction: str = "vtrace"
     """How data of older policies is treated: vtrace; or, to compare with it as the paper does, one_step (only the policy
     gradient is weighted), epsilon (log(pi + 1e-6) is differentiated) or none."""
