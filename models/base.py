@@ -71,9 +71,7 @@ class ImageConfig:
     """How many layers the LSTM has."""
 
     def __post_init__(self) -> None:
-        if self.initialisation not in INITIALISATIONS:
-            allowed = " or ".join(INITIALISATIONS)
-            raise ValueError(f"--initialisation must be {allowed}, got {self.initialisation!r}")
+        check_initialisation(self.initialisation)
         for name, least in (("lstm_size", 0), ("lstm_layers", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
@@ -174,6 +172,15 @@ class ActorCritic(nn.Module):
         """Return features `[N, width]` of observations whose leaves are `[N, ...]`, N = T * B."""
         raise NotImplementedError
 
+    def value_features(self, observation: Nested, features: torch.Tensor) -> torch.Tensor:
+        """Return what the value is read from, `[N, F]`: the policy's features, unless it has a network of its own.
+
+        Args:
+            observation: leaves `[T, B, ...]`, N = T * B.
+            features: `[N, F]`, of torso and memory.
+        """
+        return features
+
     def _encode_action(self, action: torch.Tensor) -> torch.Tensor:
         """Return actions `[T, B]` or `[T, B, N]` as `[T * B, F]`."""
         return self._encode(action.flatten(0, 1)).to(self.dtype)
@@ -181,7 +188,7 @@ class ActorCritic(nn.Module):
     def forward(self, inputs: ModelInput, core_state: Nested) -> tuple[ModelOutput, Nested]:
         """Return logits `[T, B, P]` and values `[T, B]`, both float32, and the new recurrent state."""
         rows, batch = inputs.reward.shape
-        x = self.torso(_merge_time(inputs.observation))  # [T * B, width]
+        x = self.torso(merge_time(inputs.observation))  # [T * B, width]
         if self._feed_reward:
             reward = inputs.reward.clamp(-1, 1).reshape(-1, 1).to(x.dtype)
             action = [self._encode_action(inputs.last_action)] if self._feed_action else []
@@ -192,16 +199,16 @@ class ActorCritic(nn.Module):
         policy_logits = self.policy(x).view(rows, batch, -1)
         if self.log_std is not None:
             policy_logits = torch.where(self._is_log_std, self.log_std.float(), policy_logits)
-        value = self.baseline(x).view(rows, batch)
+        value = self.baseline(self.value_features(inputs.observation, x)).view(rows, batch)
         return ModelOutput(policy_logits, value), core_state
 
 
-def _merge_time(observation: Nested) -> Nested:
+def merge_time(observation: Nested) -> Nested:
     """Reshape every leaf from `[T, B, ...]` to `[T * B, ...]`."""
     if isinstance(observation, dict):
-        return {key: _merge_time(value) for key, value in observation.items()}
+        return {key: merge_time(value) for key, value in observation.items()}
     if isinstance(observation, tuple):
-        return tuple(_merge_time(value) for value in observation)
+        return tuple(merge_time(value) for value in observation)
     return observation.flatten(0, 1)
 
 
@@ -292,6 +299,12 @@ class VectorInput(nn.Module):
 
 
 INITIALISATIONS = ("orthogonal", "pytorch")
+
+
+def check_initialisation(how: str) -> None:
+    """Raise ValueError if there is no such way to initialise weights."""
+    if how not in INITIALISATIONS:
+        raise ValueError(f"--initialisation must be {' or '.join(INITIALISATIONS)}, got {how!r}")
 
 
 def initialise(model: nn.Module, how: str = "orthogonal") -> None:

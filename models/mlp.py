@@ -11,11 +11,14 @@ from torch import nn
 from beast.core.data import Nested, flatten
 from beast.envs.spaces import Words
 
-from .base import ActorCritic, PolicyConfig, VectorInput, leaves
+from .base import ActorCritic, PolicyConfig, VectorInput, check_initialisation, initialise, leaves, merge_time
 
 
 class Model(ActorCritic):
-    """A network of FC, tanh, FC, tanh; with the LSTM, clipped reward and last action are features too."""
+    """A network of FC, tanh, FC, tanh; with the LSTM, clipped reward and last action are features too.
+
+    With `separate_value` the value has two such layers of its own, unless there is an LSTM, which both read.
+    """
 
     @dataclass(frozen=True)
     class Config(PolicyConfig):
@@ -23,8 +26,14 @@ class Model(ActorCritic):
 
         hidden_size: int = 128
         """How many units each of the two hidden layers has."""
+        separate_value: bool = False
+        """Give the value hidden layers of its own, so that what it learns does not disturb the policy. With the LSTM it has
+        none: both read that."""
+        initialisation: str = "pytorch"
+        """How weights are initialised: orthogonal, with a nearly uniform first policy, or pytorch (its layers' own)."""
 
         def __post_init__(self) -> None:
+            check_initialisation(self.initialisation)
             if self.hidden_size < 1:
                 raise ValueError(f"--hidden_size must be at least 1, got {self.hidden_size}")
 
@@ -40,11 +49,22 @@ class Model(ActorCritic):
             if isinstance(space, Words):
                 raise ValueError(f"observation_space{where} is a text, which it cannot read: use --model multi_input")
         self._inputs = [VectorInput(space) for _, space in leaves(observation_space)]
-        self.fc1 = nn.Linear(sum(part.width for part in self._inputs), size)
+        width = sum(part.width for part in self._inputs)
+        self.fc1 = nn.Linear(width, size)
         self.fc2 = nn.Linear(size, size)
+        self.value_layers: nn.Module | None = None
+        if config.separate_value and not use_lstm:
+            self.value_layers = nn.Sequential(nn.Linear(width, size), nn.Tanh(), nn.Linear(size, size), nn.Tanh())
+        initialise(self, config.initialisation)
 
     def torso(self, observation: Nested) -> torch.Tensor:
         """Return features `[N, hidden_size]` of observations whose leaves are `[N, ...]`."""
+        return torch.tanh(self.fc2(torch.tanh(self.fc1(self._read(observation)))))
+
+    def value_features(self, observation: Nested, features: torch.Tensor) -> torch.Tensor:
+        """Return `[N, hidden_size]`: those of the value's own layers, if it has any."""
+        return features if self.value_layers is None else self.value_layers(self._read(merge_time(observation)))
+
+    def _read(self, observation: Nested) -> torch.Tensor:
         parts = zip(self._inputs, flatten(observation), strict=True)
-        x = torch.cat([part(leaf, self.dtype) for part, leaf in parts], dim=-1)
-        return torch.tanh(self.fc2(torch.tanh(self.fc1(x))))
+        return torch.cat([part(leaf, self.dtype) for part, leaf in parts], dim=-1)

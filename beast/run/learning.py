@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from beast.core.gradients import Gradient, Gradients, Staged
@@ -10,12 +11,12 @@ from beast.core.learner import Learner, Update
 from beast.core.ranks import Ranks
 from beast.processes.machine import usable_cores, use_compute_threads
 from beast.processes.status import Clock
+from beast.run.compute_threads import ComputeThreads
 from beast.run.reporter import Reporter
 from beast.store.sources import Source, Work
 from beast.store.weights import Weights
 
 STAGES = ("wait", "batch", "copy", "learn", "publish")
-BEHIND = 10  # units; then it is the learner that limits the speed, and it gets more of the machine
 
 
 class Learning:
@@ -99,15 +100,13 @@ class Learning:
         """Learn from one unit after the other: the body of a learner thread.
 
         Args:
-            compute_threads: threads with which PyTorch computes; on a CPU they are doubled once a further unit has been waiting
-                several times in a row, because actors only wait then.
+            compute_threads: threads with which PyTorch computes; on a CPU twice as many where that is faster.
             over: returns whether to end.
         """
-        use_compute_threads(compute_threads)
-        behind = 0  # successive units after which another one was waiting
+        on_cpu = self.gradients.device.type == "cpu"
+        most = min(2 * compute_threads, usable_cores()) if on_cpu else compute_threads
+        threads = ComputeThreads(compute_threads, most, use_compute_threads)
         while not over():
-            if not self.once(0.2, over):
-                continue
-            behind = behind + 1 if self.source.behind else 0
-            if behind == BEHIND and self.gradients.device.type == "cpu":
-                use_compute_threads(min(2 * compute_threads, usable_cores()))
+            start = time.monotonic()
+            if self.once(0.2, over):
+                threads.note(time.monotonic() - start, self.source.behind)

@@ -533,3 +533,19 @@ def test_mlp_reads_choices_one_hot_and_whole_numbers_scaled():
     )
     outputs_of(model, inputs)
     assert seen[0].tolist() == [[0, 1, 1, 0, 0, -1, 0.25]]
+
+
+@pytest.mark.parametrize("use_lstm", [False, True])
+def test_what_a_separate_value_learns_leaves_the_policy_alone(use_lstm):
+    module = importlib.import_module("models.mlp")
+    config = module.Model.Config(separate_value=True, initialisation="orthogonal")
+    model = module.Model(SMALL, DISCRETE, use_lstm=use_lstm, config=config)
+    inputs = random_inputs(3, 2)
+    outputs, _ = model(inputs, model.initial_state(2))
+    (gradient,) = torch.autograd.grad(outputs.value.sum(), [model.fc1.weight], allow_unused=True, retain_graph=True)
+    assert (gradient is None) != use_lstm  # with a memory both read it
+    outputs.policy_logits.sum().backward()
+    own = [p for name, p in model.named_parameters() if name.startswith("value_layers")]
+    assert len(own) == (0 if use_lstm else 4)
+    assert all(p.grad is None for p in own)
+    assert outputs.policy_logits.softmax(-1).std() < 0.02
