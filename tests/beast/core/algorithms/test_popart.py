@@ -278,8 +278,16 @@ class Wrapped(torch.nn.Module):
         return self.net(inputs, core_state)
 
 
-@pytest.mark.parametrize("make", [Wrapped, lambda: custom_model.Model(VECTOR, ACTIONS)], ids=["wrapped", "example"])
-def test_a_model_of_ones_own_says_which_layer_its_values_come_from(make):
+@pytest.mark.parametrize(
+    "make",
+    [
+        Wrapped,
+        lambda: custom_model.Model(VECTOR, ACTIONS),
+        lambda: mlp.Model(VECTOR, ACTIONS, config=mlp.Model.Config(separate_value=True)),
+    ],
+    ids=["wrapped", "example", "a network of its own for values"],
+)
+def test_a_model_says_which_layer_its_values_come_from(make):
     net, seen = make(), batch_of(99)
     state = net.initial_state(B) if hasattr(net, "initial_state") else ()
     pair = learner_of(config_of(impala), net=net, rate=1e-12)
