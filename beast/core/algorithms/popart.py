@@ -85,17 +85,12 @@ class PopArt(Algorithm):
         """
         head = getattr(model, "baseline", None)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        own = [
-            names[id(part)]
-            for part in (getattr(head, "weight", None), getattr(head, "bias", None))
-            if id(part) in names
-        ]
-        if not isinstance(head, nn.Linear) or head.out_features != 1 or len(own) != 2:
+        self._head = [names.get(id(getattr(head, part, None)), "") for part in ("weight", "bias")]
+        if not isinstance(head, nn.Linear) or head.out_features != 1 or not all(self._head):
             raise ModelError(
                 "--popart needs to know the last layer of the model's values: give the model an attribute `baseline`, "
                 "an nn.Linear with one output and a bias (see models/base.py), or leave --popart out"
             )
-        self._head = own
         self._inner.bind(model)
 
     def losses(self, forward: Forward, batch: Batch) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
