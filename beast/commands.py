@@ -74,7 +74,7 @@ def _fail(message: str, status: int) -> int:
 
 def train(arguments: list[str]) -> int:
     """Train, or continue a run."""
-    parser = _train_parser(names.typed, _ABOUT.format(names.to_type()), arguments)
+    parser = train_parser(names.typed, _ABOUT.format(names.to_type()), arguments)
     parser.add_argument("--version", action="version", version=f"beast {beast.__version__}")
     _add_trust(parser)
     values = parser.parse(arguments)
@@ -139,7 +139,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def profile(arguments: list[str]) -> int:
     """Run the real trainer for a while and show where the time goes."""
-    parser = _train_parser(
+    parser = train_parser(
         f"{names.typed} profile",
         "Train for a short time without saving anything, and show where the time goes.",
         arguments,
@@ -245,8 +245,14 @@ def _write_json(path: Path, value: Any) -> None:
         raise ConfigError(f"cannot write --json {path}: {error.strerror}") from error
 
 
-def _train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
-    """Make a parser with all settings, including those of the algorithm and the model that `--algorithm` and `--model` name."""
+def train_parser(prog: str, description: str, arguments: list[str]) -> Parser:
+    """Make a parser with all settings, including those of the algorithm and the model that `arguments` name.
+
+    Args:
+        prog: what was typed, for the help.
+        description: first lines of the help.
+        arguments: what is to be parsed; only `--algorithm` and `--model` are looked for.
+    """
     first = Parser(prog=prog, add_help=False)
     first.add_argument("--algorithm", default=WIDEST["algorithm"])
     first.add_argument("--model", default=WIDEST["model"])
@@ -264,7 +270,3 @@ def _add_trust(parser: Parser) -> None:
         action="store_true",
         help="Allow a checkpoint that somebody else made to run the code that it names (docs/faults.md).",
     )
-
-
-def _train_values(arguments: list[str]) -> dict[str, Any]:
-    return _train_parser(names.typed, "", arguments).parse(arguments)

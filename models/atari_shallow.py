@@ -24,8 +24,7 @@ class Model(ActorCritic):
     def __init__(
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:
-        lstm = (config.lstm_size, config.lstm_layers)
-        super().__init__(observation_space, action_space, use_lstm, width=512, feed_last_step=True, lstm=lstm)
+        super().__init__(observation_space, action_space, use_lstm, width=512, feed_last_step=True, lstm=config.lstm)
         self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape
         check_image_size("atari_shallow", self.image.shape, 36)

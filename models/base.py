@@ -76,6 +76,11 @@ class ImageConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
 
+    @property
+    def lstm(self) -> tuple[int, int]:
+        """The LSTM's size and number of layers, as `ActorCritic` takes them."""
+        return self.lstm_size, self.lstm_layers
+
 
 class Memory(nn.Module):
     """An LSTM whose state (h, c), both `[B, layers * size]`, is zeroed before each first row."""

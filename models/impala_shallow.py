@@ -24,8 +24,9 @@ class Model(ActorCritic):
     def __init__(
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:
-        lstm = (config.lstm_size, config.lstm_layers)
-        super().__init__(observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm, lstm=lstm)
+        super().__init__(
+            observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm, lstm=config.lstm
+        )
         self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape
         check_image_size("impala_shallow", self.image.shape, 20)

@@ -49,8 +49,28 @@ class StatusBoard:
         return dict(zip(self.STAGES, self.arrays["seconds"].sum(0).tolist(), strict=True))
 
 
-class WorkerStatus:
-    """One worker's view of the board.
+class Timed:
+    """Something that times blocks as stages; subclasses say what becomes of a block that has ended."""
+
+    @contextmanager
+    def time(self, name: str, size: int = 0) -> Iterator[None]:
+        """Time a block as a stage.
+
+        Args:
+            name: of the stage.
+            size: how many environments the block serves, where that varies.
+        """
+        start = time.perf_counter()
+        yield
+        self._add(name, start, time.perf_counter(), size)
+
+    def _add(self, stage: str, start: float, end: float, size: int) -> None:
+        """Take a block that began and ended at these seconds of `time.perf_counter`."""
+        raise NotImplementedError
+
+
+class WorkerStatus(Timed):
+    """One worker's view of the board. The stages that it times are `StatusBoard.STAGES`.
 
     Args:
         board: the shared board.
@@ -100,39 +120,15 @@ class WorkerStatus:
         self._heartbeat[self.index] = time.monotonic()
         self._steps[self.index] += steps
 
-    @contextmanager
-    def time(self, name: str, size: int = 0) -> Iterator[None]:
-        """Time a block as one of `StatusBoard.STAGES`.
-
-        Args:
-            name: of the stage.
-            size: how many environments the block serves, where that varies.
-        """
-        start = time.perf_counter()
-        yield
-        self._add(StatusBoard.STAGES.index(name), start, time.perf_counter(), size)
-
-    def _add(self, stage: int, start: float, end: float, size: int) -> None:
-        self._seconds[stage] += end - start
+    def _add(self, stage: str, start: float, end: float, size: int) -> None:
+        self._seconds[StatusBoard.STAGES.index(stage)] += end - start
 
 
-class Clock:
+class Clock(Timed):
     """A clock that sums seconds by stage over all threads of this process."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def time(self, name: str, size: int = 0) -> Iterator[None]:
-        """Time a block as a stage.
-
-        Args:
-            name: of the stage.
-            size: how many environments the block serves, where that varies.
-        """
-        start = time.perf_counter()
-        yield
-        self._add(name, start, time.perf_counter(), size)
 
     def _add(self, stage: str, start: float, end: float, size: int) -> None:
         self.seconds[stage] += end - start

@@ -90,9 +90,9 @@ class TracedStatus(WorkerStatus):
         super().__setstate__(state)
         self._ring = state["ring"]
 
-    def _add(self, stage: int, start: float, end: float, size: int) -> None:
+    def _add(self, stage: str, start: float, end: float, size: int) -> None:
         super()._add(stage, start, end, size)
-        self._ring.add(stage, start, end, size)
+        self._ring.add(StatusBoard.STAGES.index(stage), start, end, size)
 
 
 class Trace:

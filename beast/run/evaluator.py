@@ -24,7 +24,9 @@ class Evaluator:
     """The evaluation of the newest weights at intervals of steps, in a separate process."""
 
     def __init__(self, task: Task, config: Config, weights: Weights, step: int) -> None:
-        self._task, self._config, self._weights = task, config, weights
+        self._task, self._config = task, config
+        self.weights = weights
+        """What it evaluates: the newest weights, whatever the policy lag."""
         self._every = config.run.eval_every
         self._next = (step // self._every + 1) * self._every
         self._requests: Any = None
@@ -37,7 +39,7 @@ class Evaluator:
             inbox, self._requests = multiprocessing.Pipe(duplex=False)
             self._answers, outbox = multiprocessing.Pipe(duplex=False)
             run = self._config.run
-            return (self._task, self._weights, run.eval_episodes, run.seed, inbox, outbox)
+            return (self._task, self.weights, run.eval_episodes, run.seed, inbox, outbox)
 
         workers.add(Worker("evaluator", index, _evaluator, make_arguments, lambda: "its evaluation is lost"))
 

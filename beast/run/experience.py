@@ -63,8 +63,8 @@ class Experience:
         """Take in a unit of which no update was skipped; `number` is that of its first update."""
         if self._source:
             self._source.learned(work, number)
-        if self._recorder and (fresh := work.fresh or work.batch) is not None:
-            self._recorder.add(fresh)
+        if self._recorder and work.unseen is not None:
+            self._recorder.add(work.unseen)
 
     def report(self) -> dict[str, float]:
         """Return columns for the logs, of the time since the last report."""

@@ -92,9 +92,7 @@ class Learning:
             FloatingPointError: if they are not finite.
         """
         acting = self.learner.acting
-        self.weights.publish(
-            acting.parameters, self.learner.updates, acting.statistics if len(acting.statistics) else None
-        )
+        self.weights.publish(acting.parameters, self.learner.updates, acting.statistics)
 
     def serve(self, compute_threads: int, over: Callable[[], bool]) -> None:
         """Learn from one unit after the other: the body of a learner thread.

@@ -75,7 +75,7 @@ def old_weights(config: Config, task: Task) -> int:
     if not config.pace.policy_lag:
         return 0
     with torch.random.fork_rng(devices=[]):
-        flat = FlatModel(task.model.build(), torch.device("cpu"), task.dtype)
+        flat = FlatModel(task.model.build(weights=False), torch.device("cpu"), task.dtype)
     return config.pace.policy_lag * (flat.parameters.nbytes + flat.statistics.nbytes)
 
 

@@ -186,8 +186,8 @@ class ReplaySource:
             work: as `next` gave it.
             number: of its first update.
         """
-        if (fresh := work.fresh or work.batch) is not None:
-            self._replay.add(fresh)
+        if work.unseen is not None:
+            self._replay.add(work.unseen)
         if work.replayed_versions.numel():
             ages = number - 1 - work.replayed_versions
             with self._lock:

@@ -58,16 +58,10 @@ class RoundSource(StoreSource):
     So every row was chosen by the policy that learns from it, and the order within a batch does not depend on timing.
     """
 
-    def next(self, timeout: float) -> Work | None:
-        """Wait for the round's last unroll and return the batch, or None after `timeout` seconds."""
-        with self.clock.time("wait"):
-            slots = self._store.next_slots(self._batch_size, timeout)
-        if slots is None:
-            return None
-        with self.clock.time("batch"):
-            actor: Any = self._store.arrays["actor"]
-            slots.sort(key=lambda slot: int(actor[slot]))
-            batch, episodes = self._store.read(slots)
+    def _read(self, slots: list[int]) -> Work:
+        actor: Any = self._store.arrays["actor"]
+        slots = sorted(slots, key=lambda slot: int(actor[slot]))
+        batch, episodes = self._store.read(slots)
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch, slots=tuple(slots))
 
     def done(self, work: Work) -> None:

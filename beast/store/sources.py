@@ -33,6 +33,11 @@ class Work(NamedTuple):
     """int64 of any shape, on the CPU: like `versions`, for the steps that were learned from before; demonstrations have
     none."""
 
+    @property
+    def unseen(self) -> Batch | None:
+        """The unrolls that were not learned from before, without those of a replay; None if there is no batch."""
+        return self.fresh or self.batch
+
 
 class Source(Protocol):
     """What the learner asks for work. Several learner threads may ask at the same time."""
@@ -67,14 +72,18 @@ class StoreSource:
         self._store, self._batch_size, self.clock = store, batch_size, clock
 
     def next(self, timeout: float) -> Work | None:
-        """Copy the oldest full slots into a batch and free them; None if there are too few within `timeout` seconds."""
+        """Return a batch of the oldest full slots, or None if there are too few within `timeout` seconds."""
         with self.clock.time("wait"):
             slots = self._store.next_slots(self._batch_size, timeout)
         if slots is None:
             return None
         with self.clock.time("batch"):
-            batch, episodes = self._store.read(slots)
-            self._store.free(slots)
+            return self._read(slots)
+
+    def _read(self, slots: list[int]) -> Work:
+        """Copy full slots into a batch, and decide how long they stay taken."""
+        batch, episodes = self._store.read(slots)
+        self._store.free(slots)
         return Work(batch.policy_version.numel(), batch.policy_version, episodes, batch)
 
     def done(self, work: Work) -> None:

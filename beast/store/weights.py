@@ -81,7 +81,7 @@ class Weights:
         Args:
             parameters: `[size]` in this dtype, on any device.
             version: number of updates that they have seen.
-            statistics: `[num_statistics]` float32; None if there are none.
+            statistics: `[num_statistics]` float32; may be None if there are none.
 
         Raises:
             FloatingPointError: if a number is not finite; readers keep the last version.

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(results: Results, end: float, parts: list[Part]) -> None:
     """Run the parts that are not done, each in its time."""
-    on_gpu = _look_at_machine(results, end)
+    on_gpu = look_at_machine(results, end)
     started = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "arguments": sys.argv[1:]}
     results.all["started"] = [*results.all.get("started", []), started]
     if not on_gpu:
@@ -112,7 +112,7 @@ def _measure(results: Results, end: float, parts: list[Part]) -> None:
         todo = todo[1:]
 
 
-def _look_at_machine(results: Results, end: float) -> bool:
+def look_at_machine(results: Results, end: float) -> bool:
     """The first part, which is always run: whether there is a GPU, and whether what is known is of this machine.
 
     Raises:

@@ -211,7 +211,7 @@ def profile_of(flags: dict[str, Any], warm_up: float, seconds: float, patience: 
         own = ["--no_bound", "--warm_up", f"{warm_up:g}", "--seconds", f"{seconds:g}"]
         command = ["run.py", "profile", *_arguments(flags), *own]
         with nvidia.watched() as gpu:
-            _run([sys.executable, *command, "--json", file], patience)
+            run_program([sys.executable, *command, "--json", file], patience)
         figures = json.loads(file.read_text())
     kept = ("device", "dtype", "learner_threads", "whole")
     return {
@@ -222,8 +222,16 @@ def profile_of(flags: dict[str, Any], warm_up: float, seconds: float, patience: 
     }
 
 
-def _run(command: list[Any], seconds: float) -> None:
-    """Run a program to its end."""
+def run_program(command: list[Any], seconds: float) -> None:
+    """Run a program to its end.
+
+    Args:
+        command: the program and its arguments.
+        seconds: most that it may take; then it is ended.
+
+    Raises:
+        RunFailed: with its own last line, if it fails, or if it takes too long.
+    """
     with tempfile.TemporaryFile() as errors:
         process = start(command, stdin=subprocess.DEVNULL, stderr=errors)
         deadline = time.monotonic() + seconds

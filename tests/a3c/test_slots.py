@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+
 import numpy as np
 import pytest
 import torch
@@ -140,17 +142,18 @@ def test_what_a_dead_worker_committed_is_applied_once_before_another_writes_ther
     assert s.source.next(1.0).gradient.vector.tolist() == [2.0] * SIZE
 
 
-def test_a_commit_of_several_writes_that_a_kill_cut_off_comes_to_nothing(make, monkeypatch):
-    """More actors than one atomic write tells of: here two."""
-    monkeypatch.setattr(pipes, "_CHUNK", 2)
-    s = make(actors=5)
+def test_a_commit_of_several_writes_that_a_kill_cut_off_comes_to_nothing(make):
+    """One atomic write tells of fewer actors."""
+    one_write = select.PIPE_BUF // pipes.INT.itemsize
+    actors = one_write + 5
+    s = make(actors=actors)
     slots = s.ports[0].acquire(timeout=1)
-    s.ports[0].commit(slots[:2])
+    s.ports[0].commit(slots[:one_write])
     assert s.source.next(0.05) is None
-    assert discard(s.stores[0]) == 5
-    s.ports[0] = s.stores[0].attach(0, 5)
-    assert len(s.work(0, 2.0)) == 5
-    assert s.source.next(1.0).steps == 5 * LENGTH
+    assert discard(s.stores[0]) == actors
+    s.ports[0] = s.stores[0].attach(0, actors)
+    assert len(s.work(0, 2.0)) == actors
+    assert s.source.next(1.0).steps == actors * LENGTH
 
 
 def test_a_useless_gradient_brings_the_unrolls_that_it_comes_from(make):

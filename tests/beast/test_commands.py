@@ -30,7 +30,7 @@ def fields(model: str | None = None) -> dict[str, Any]:
 
 
 def parse(*arguments: str) -> dict[str, Any]:
-    return commands._train_values(list(arguments))
+    return commands.train_parser("run.py", "", list(arguments)).parse(list(arguments))
 
 
 # -- help -------------------------------------------------------------------------------------------------------------

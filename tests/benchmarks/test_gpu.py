@@ -178,7 +178,7 @@ def test_figures_of_another_machine_or_commit_are_left_alone(tmp_path, monkeypat
             results.part("machine")["unfinished"] = list(unfinished)
 
         monkeypatch.setattr(gpu, "conduct", conduct)
-        return gpu._look_at_machine(results, time.monotonic() + 60)
+        return gpu.look_at_machine(results, time.monotonic() + 60)
 
     assert not look(here)
     assert not look(here | {"load": 3})
@@ -530,12 +530,14 @@ def test_programs_that_fail_or_hang_are_told_by_their_own_line():
         return [sys.executable, "-c", text]
 
     with pytest.raises(parts.RunFailed, match=r"^no luck$"):
-        parts._run(script("import sys; print('noise', file=sys.stderr); sys.exit('run.py: error: no luck')"), 60.0)
+        parts.run_program(
+            script("import sys; print('noise', file=sys.stderr); sys.exit('run.py: error: no luck')"), 60.0
+        )
     with pytest.raises(parts.RunFailed, match=r"^exit status 3$"):
-        parts._run(script("import sys; sys.exit(3)"), 60.0)
+        parts.run_program(script("import sys; sys.exit(3)"), 60.0)
     before = set(psutil.Process().children())
     with pytest.raises(parts.RunFailed, match="longer than 1 s"):
-        parts._run(script("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"), 1.0)
+        parts.run_program(script("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"), 1.0)
     assert set(psutil.Process().children()) == before
     with pytest.raises(parts.RunFailed, match="No-Such-Game"):
         parts.race({"env": "No-Such-Game-v0"}, 18.0, 60.0)

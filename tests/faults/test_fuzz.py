@@ -56,7 +56,8 @@ def test_any_text_for_any_flag(pairs):
     """It is parsed and all is checked, or it is refused with one line."""
     arguments = [part for name, text in pairs for part in (f"--{name}={text}",)]
     try:
-        Config.from_flat(commands._train_values(arguments) | {"algorithm": "impala", "num_buffers": None})
+        values = commands.train_parser("run.py", "", arguments).parse(arguments)
+        Config.from_flat(values | {"algorithm": "impala", "num_buffers": None})
     except SystemExit as end:
         check_status(end)
     except (ConfigError, ModelError) as error:

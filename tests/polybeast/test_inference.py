@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+import dataclasses
 
 import pytest
 import torch
 
+from beast.core.flat import FlatModel
 from beast.polybeast.batcher import Batcher, Waiting
 from beast.polybeast.inference import attend
 from beast.polybeast.mailbox import Request
-from beast.polybeast.train import _groups
+from beast.polybeast.train import crew
+from beast.run.resolve import resolve_config
+from beast.store.weights import Weights
 
 
 def test_whoever_always_has_work_still_gives_signs_of_life_and_sees_the_stop() -> None:
@@ -37,20 +39,20 @@ def test_whoever_always_has_work_still_gives_signs_of_life_and_sees_the_stop() -
 
 
 @pytest.mark.parametrize(
-    ("serial", "workers", "device", "pace", "groups"),
+    ("workers", "device", "pace", "groups"),
     [
-        (True, 1, "cpu", "free", 1),
-        (True, 1, "cuda", "free", 1),
-        (False, 1, "cpu", "free", 2),
-        (False, 2, "cpu", "free", 1),
-        (False, 16, "cuda", "free", 2),
-        (False, 16, "cuda", "unroll", 2),
-        (False, 16, "cuda", "step", 1),
+        (1, "cpu", "free", 2),
+        (2, "cpu", "free", 1),
+        (16, "cuda", "free", 2),
+        (16, "cuda", "unroll", 2),
+        (16, "cuda", "step", 1),
     ],
 )
 def test_workers_have_two_groups_where_one_can_step_beside_the_others_forward(
-    serial: bool, workers: int, device: str, pace: str, groups: int
+    workers: int, device: str, pace: str, groups: int
 ) -> None:
-    task: Any = SimpleNamespace(device=torch.device(device))
-    config: Any = SimpleNamespace(actors=SimpleNamespace(serial=serial), pace=SimpleNamespace(pace=pace))
-    assert _groups(workers, config, task) == groups
+    flags = {"env": "Catch-v0", "trainer": "polybeast", "num_actors": 4 * workers, "num_actor_processes": workers}
+    config, task = resolve_config(flags | {"pace": pace, "inference": "thread", "device": "cpu"})
+    weights = Weights.like(FlatModel(task.model.build()))
+    plans = crew(dataclasses.replace(task, device=torch.device(device)), config, task.unroll, weights).workers
+    assert [plan.groups for plan in plans] == [(4 // groups,) * groups] * workers

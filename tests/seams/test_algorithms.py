@@ -47,14 +47,14 @@ def batches_of(**flags):
     return run, batches
 
 
-def learner_of(run, module=impala):
+def learner_of(run, module=impala, learning_rate=1e-3):
     """A new learner for a run's task, always with the same weights."""
     torch.manual_seed(3)
     model, distribution = run.task.model.build(), run.task.model.distribution()
     masters = master_parameters(model)
     algorithm = algorithm_of(module, run.config.loss, distribution)
     gradients = Gradients(FlatModel(model), algorithm, run.task.observation, torch.device("cpu"))
-    return gradients, Learner(gradients, OptimiserConfig(learning_rate=1e-3), 10**9, masters)
+    return gradients, Learner(gradients, OptimiserConfig(learning_rate=learning_rate), 10**9, masters)
 
 
 def learn(pair, batch, ranks=None):

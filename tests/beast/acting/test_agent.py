@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +16,14 @@ from beast.acting.policy import Policy
 from beast.core.data import map_nested, restack
 from beast.core.flat import FlatModel
 from beast.monobeast.actor import Actors
+from beast.processes.status import Clock, LocalStatus
 from beast.run import finding
 from beast.run.resolve import resolve_config
 from beast.store.unrolls import UnrollStore
 from beast.store.weights import Weights
 
 ACTORS, LENGTH, UNROLLS = 3, 9, 4
-STATUS = SimpleNamespace(stopping=False, beat=lambda steps=0: None, time=lambda name, size=0: nullcontext())
+STATUS = LocalStatus(lambda: False, Clock())
 RUNS = {
     "pong": {
         "env": "PongNoFrameskip-v4",

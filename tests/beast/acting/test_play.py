@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import itertools
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 
+from beast.acting.agent import Agent
 from beast.acting.play import play
-from beast.envs.base import vector_of
+from beast.acting.policy import Policy
+from beast.run.resolve import resolve_config
 
 
 class Long(gymnasium.Env):
-    """A game of so many steps, which is worth them."""
+    """A game of so many steps, which is worth them; each environment that is made has the next of `lengths`."""
 
+    lengths = itertools.repeat(1)
     observation_space = spaces.Box(0, 1, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, length):
-        self.length = length
+    def __init__(self):
+        self.length = next(Long.lengths)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -33,12 +37,11 @@ class Long(gymnasium.Env):
 
 def played(episodes, lengths):
     """Returns and lengths of so many games, where each environment has games of its own length."""
-
-    def make_vector(seeds, *_, **__):
-        return vector_of([lambda n=n: Long(n) for n in lengths[: len(seeds)]], seeds)
-
-    agent = SimpleNamespace(choose=lambda observation, *_: SimpleNamespace(action=np.zeros(len(observation), np.int64)))
-    return play(SimpleNamespace(env=SimpleNamespace(make_vector=make_vector)), agent, episodes, seed=0)
+    Long.lengths = itertools.repeat(1)
+    _, task = resolve_config({"env": f"{__name__}:Long"})
+    agent = Agent(Policy(task.model, torch.float32, None, 1), seed=0)
+    Long.lengths = iter(lengths)
+    return play(task, agent, episodes, seed=0)
 
 
 def test_short_games_are_not_favoured():

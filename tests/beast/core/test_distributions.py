@@ -426,19 +426,22 @@ def test_a_joint_action_keeps_the_spaces_own_structure_and_starts():
 # -- masks --------------------------------------------------------------------------------------------------------------
 
 
-def random_mask(distribution, *shape, seed=0):
-    """Some choices off, at least one of every part left."""
-    mask = torch.rand(*shape, distribution.mask_size, generator=torch.Generator().manual_seed(seed)) < 0.5
-    edges = {"Categorical": [distribution.mask_size], "MultiCategorical": getattr(distribution, "_sizes", [])}
-    for part in mask.split(edges[type(distribution).__name__], dim=-1):
+def random_mask(choices, batch):
+    """Some of the choices of each part off, at least one left."""
+    mask = torch.rand(batch, sum(choices), generator=torch.Generator().manual_seed(0)) < 0.5
+    for part in mask.split(choices, dim=-1):
         part[..., -1] |= ~part.any(-1)
     return mask
 
 
-@pytest.mark.parametrize("space", [DISCRETE, MULTI, BINARY], ids=["Discrete", "MultiDiscrete", "MultiBinary"])
-def test_a_mask_is_the_same_as_logits_of_minus_infinity(space):
+@pytest.mark.parametrize(
+    ("space", "choices"),
+    [(DISCRETE, [5]), (MULTI, [3, 2, 4]), (BINARY, [2] * 4)],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary"],
+)
+def test_a_mask_is_the_same_as_logits_of_minus_infinity(space, choices):
     distribution = distribution_for(space)
-    params, mask = params_for(distribution, 8), random_mask(distribution, 8)
+    params, mask = params_for(distribution, 8), random_mask(choices, 8)
     cut = params.masked_fill(~mask, -torch.inf)
     noise = torch.from_numpy(distribution.noise(np.random.default_rng(1), 8))
     action = distribution.sample(distribution.masked(params, mask), noise)

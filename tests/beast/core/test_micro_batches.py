@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -107,7 +107,8 @@ def test_a_module_says_that_its_loss_adds_up_and_which_terms_do_not(declared, pa
         total, terms = impala.loss(outputs, batch, distribution, config)
         return total, {"pg_loss": terms["pg_loss"], "size": torch.tensor(float(batch.reward.shape[1]))}
 
-    module = SimpleNamespace(Config=impala.Config, loss=loss, **declared)
+    module = ModuleType("own")
+    vars(module).update(Config=impala.Config, loss=loss, **declared)
     net = ModelChoice("mlp", False, VECTOR, ACTIONS).build()
     batch = batch_of(VECTOR, net)
     ((_, _, whole),) = learned(make(net, VECTOR), batch)

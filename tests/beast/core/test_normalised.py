@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch.testing import assert_close
 
 from beast.core.algorithms import PlainLoss, appo, impala
-from beast.core.data import DISCOUNTED_RETURN, Batch, ModelInput
+from beast.core.data import DISCOUNTED_RETURN, Batch, ModelInput, map_nested
 from beast.core.distributions import distribution_for
 from beast.core.flat import FlatModel
 from beast.core.statistics import OBSERVATION_BOUND, NormalisedObservation, RunningStatistics, normalise_observations
@@ -53,9 +53,7 @@ def test_rows_that_do_not_count_leave_no_trace():
 
 def observed(space, *leading):
     space.seed(0)
-    return torch.utils._pytree.tree_map(
-        lambda x: torch.as_tensor(np.broadcast_to(x, (*leading, *np.shape(x))).copy()), space.sample()
-    )
+    return map_nested(lambda x: torch.as_tensor(np.broadcast_to(x, (*leading, *np.shape(x))).copy()), space.sample())
 
 
 def test_vectors_of_floats_are_normalised_and_nothing_else():

@@ -23,8 +23,7 @@ def aligned_single(env_id, seed):
         for first_seed in seeds:  # only once: later games go on with the emulator's own stream
             emulator.ale.setInt("random_seed", first_seed)
             emulator.load_game()
-        reset()
-        return emulator._get_obs(), emulator._get_info()
+        return reset()
 
     emulator.reset = aligned_reset
     return env

@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from conftest import wait_until
+from rich.console import Console
 
 from beast.report import console as module
 from beast.report.console import LiveConsole, PlainConsole, clock, number, open_console, sparkline
@@ -146,21 +148,35 @@ def test_the_run_goes_on_when_nobody_can_read(view: str, stdout: str) -> None:
 # -- the live view ----------------------------------------------------------------------------------------------------
 
 
+class Screen(io.StringIO):
+    """A stream that keeps each piece that is written to it: the view is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return super().write(text)
+
+
 class Terminal:
-    """A live view whose output is kept, drawn only on demand."""
+    """A live view whose output is kept, and whose clock stands at `now`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(module, "REFRESH", 0.01)
-        monkeypatch.setattr(LiveConsole, "_draw", lambda self: None)
         monkeypatch.setenv("TERM", "xterm-256color")
-        self.stream = io.StringIO()
-        terminal = module._Terminal(file=self.stream, force_terminal=True, width=width, height=40, highlight=False)
+        self.stream = Screen()
+        terminal = Console(file=self.stream, force_terminal=True, width=width, height=40, highlight=False)
         self.console = LiveConsole("Pong  resnet", Report(50_000_000), terminal)
 
     def draw(self) -> str:
-        start = len(self.stream.getvalue())
-        self.console._live.refresh()
-        return self.stream.getvalue()[start:]
+        """The view as it is drawn from now on."""
+        start = len(self.stream.pieces) + 1  # the next one may have been begun
+        wait_until(lambda: len(self.stream.pieces) > start, "a drawing")
+        return self.stream.pieces[start]
 
 
 def visible(output: str) -> list[str]:
@@ -223,10 +239,8 @@ def test_what_was_known_stands_until_something_new_is(monkeypatch: pytest.Monkey
 def test_the_clock_goes_on_between_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(monkeypatch, 80)
     terminal.console.show(REPORT)
-    now = time.monotonic()
-    monkeypatch.setattr(module, "time", type("Later", (), {"monotonic": staticmethod(lambda: now + 60.0)}))
-    assert "13:34 gone   5:42:2" in "\n".join(visible(terminal.draw()))
-    monkeypatch.undo()
+    terminal.now += 60.0
+    assert "13:34 gone   5:42:21 left" in "\n".join(visible(terminal.draw()))
     terminal.console.close()
 
 

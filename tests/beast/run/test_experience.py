@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import gymnasium
 import numpy as np
 import pytest
@@ -13,10 +11,13 @@ from conftest import assert_one_line, rows
 from beast.api import check_machine
 from beast.core.errors import ConfigError
 from beast.core.learner import Update
+from beast.report.reports import Reports
 from beast.run import checkpoint
 from beast.run.assemble import assemble
+from beast.run.callbacks import Callbacks
 from beast.run.reporter import Reporter
 from beast.run.resolve import resolve_config
+from beast.run.skipped_updates import SkippedUpdates
 from beast.store.sources import Work
 
 BEASTS = pytest.mark.parametrize("trainer", ["monobeast", "polybeast"])
@@ -124,18 +125,22 @@ def test_a_batch_with_nan_is_skipped_once(tmp_path, trainer):
 
 @pytest.mark.parametrize("late", [False, True])
 def test_who_hears_of_made_updates_hears_of_no_others(late):
-    heard, skipped = [], SimpleNamespace(record=lambda number, batch, metrics: bool(metrics["finite"]))
-    nobody = SimpleNamespace(add_episodes=lambda *_: None, add_update=lambda *_: None, after_episodes=lambda *_: None,
-                             after_update=lambda *_: None)  # fmt: skip
-    reporter = Reporter(nobody, skipped, nobody, late, learned=lambda work, number: heard.append((work.steps, number)))
-    none = torch.empty(0, dtype=torch.int64)
+    heard, reports = [], Reports(None, total_steps=1, action_repeat=1, live=False)
+    skipped = SkippedUpdates(None, most=10, log=reports.log)
+    reporter = Reporter(
+        reports, skipped, Callbacks([]), late, learned=lambda work, number: heard.append((work.steps, number))
+    )
+    none, loss = torch.empty(0, dtype=torch.int64), torch.tensor(1.0)
     number = 0
     for unit, passes in enumerate([(True,), (False,), (True, True), (True, False), (False, True), ()], 1):
-        updates = [Update(number := number + 1, {"finite": torch.tensor(finite)}) for finite in passes]
+        updates = [
+            Update(number := number + 1, {"finite": torch.tensor(finite), "total_loss": loss}) for finite in passes
+        ]
         reporter.add(0, Work(unit, none, []), none, updates)
         assert [steps for steps, _ in heard] == [n for n in (1, 3) if n <= (unit - 1 if late else unit)]
     reporter.flush()
     assert heard == [(1, 1), (3, 3)]
+    assert skipped.count == 3
 
 
 def test_a_resumed_run_says_that_its_replay_is_empty(tmp_path):

@@ -65,7 +65,7 @@ def test_a_run_that_had_no_lag_goes_on_with_one_that_grows(tmp_path):
 def test_evaluation_beside_training_has_the_newest_weights():
     run = assembled(policy_lag=3, eval_every=10**6, **SERIAL)
     versions(run)
-    assert run.evaluator._weights.version == run.learner.updates == 12
+    assert run.evaluator.weights.version == run.learner.updates == 12
     assert run.weights.version == 9
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from beast.core.data import ArraySpec
 from beast.processes.status import Clock
-from beast.store.pipes import write
+from beast.store.pipes import readable
 from beast.store.rounds import RoundSource, RoundStore
 from beast.store.unrolls import UnrollSpec, WorkerPort
 
@@ -101,7 +101,7 @@ def test_of_a_commit_that_was_cut_off_nothing_counts(make_store):
     store = make_store()
     ports = attached(store)
     slots = ports[2].acquire(timeout=0)
-    write(ports[2]._full_fd, slots[:2])  # large groups need several writes
+    ports[2].commit(slots[:2])  # large groups need several writes
     assert store.detach(2) == 3
     assert store.fill() == {"free": 3, "held": 3, "full": 0}
     ports[2] = store.attach(2, 3)
@@ -140,7 +140,7 @@ def test_whoever_dies_whenever_each_actor_is_in_each_batch_once(make_store, seed
             store.detach(port)
             ports[port] = store.attach(port, len(GROUPS[port]))
             deaths += 1
-        elif store._held[port]:
+        elif readable(ports[port].fileno(), timeout=0):
             deliver(store, ports, port, version=batches)
         if work := source.next(timeout=0):
             assert work.batch.actor.tolist() == list(range(NUM_ACTORS))

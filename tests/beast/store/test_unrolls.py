@@ -7,7 +7,6 @@ import os
 import random
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 
 import numpy as np
@@ -20,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from beast.core.data import ArraySpec, Chosen, EnvOutput, flatten, map_nested, restack
 from beast.core.errors import StoreClosed
 from beast.envs import atari
-from beast.store.unrolls import UnrollSpec, UnrollStore, WorkerPort
+from beast.store import unrolls
+from beast.store.unrolls import UnrollSpec, UnrollStore
 
 INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
 STACK = 3
@@ -102,10 +102,18 @@ def fill_unrolls(store, port, source, count):
 
 
 def check_account(store, in_batches=()):
-    """Every slot has exactly one holder."""
-    held = [slot for slots in store._held.values() for slot in slots]
-    assert sorted([*store._free, *store._full, *held, *in_batches]) == list(range(store.num_buffers))
+    """As many slots have a holder as there are."""
     assert sum(store.fill().values()) + len(in_batches) == store.num_buffers
+
+
+def check_slots(store):
+    """Every slot is there, once. Call it when all workers are detached and all batches freed; it takes what is full."""
+    while slots := store.next_slots(1, timeout=0):
+        store.free(slots)
+    assert store.fill() == {"free": store.num_buffers, "held": 0, "full": 0}
+    port = store.attach(0, store.num_buffers)
+    assert sorted(port.acquire(timeout=0)) == list(range(store.num_buffers))
+    store.detach(0)
 
 
 def take(store, slots):
@@ -322,18 +330,20 @@ def test_next_slots_wakes_as_soon_as_the_last_unroll_of_a_batch_is_committed(mak
     timer.join()
 
 
-def test_what_a_dead_worker_had_committed_ends_the_wait_of_a_learner_thread(make_store):
+def test_what_a_dead_worker_had_committed_ends_the_wait_of_a_learner_thread(make_store, monkeypatch):
     store = make_store(TINY, num_buffers=4, unroll_length=1)
     port = store.attach(0, 2)
-    found = []
-    waiting = threading.Thread(target=lambda: found.append(store.next_slots(2, timeout=0.5)))
-    waiting.start()
-    with store._lock:  # the thread sees no pipe to read: `detach` has read it
-        port.commit(port.acquire(timeout=0))
-        store._collect_full()
-    store.detach(0)
-    waiting.join()
-    assert found == [[0, 1]]
+    slots = port.acquire(timeout=0)
+
+    def sleep_through(pipe, timeout):
+        """A wait that sees nothing to read, because `detach` has read it."""
+        port.commit(slots)
+        store.detach(0)
+        time.sleep(timeout)
+        return False
+
+    monkeypatch.setattr(unrolls, "readable", sleep_through)
+    assert store.next_slots(2, timeout=0.05) == [0, 1]
 
 
 def test_closing_ends_the_wait_of_a_learner_thread():
@@ -383,20 +393,31 @@ def test_scarce_slots_go_to_the_worker_that_has_the_fewest(make_store):
     assert second.acquire(timeout=0) is None
 
 
-def test_a_worker_that_writes_on_hears_that_the_store_is_closed():
-    store = UnrollStore(TINY, num_buffers=4, unroll_length=1)
-    port = store.attach(0, 1)
-    # As in a process of its own, which has descriptors of its own.
-    port = WorkerPort(TINY, store._shared, os.dup(port._free_fd), os.dup(port._full_fd), 1)
-    slots = port.acquire(timeout=0)
-    store.close()
-    port.acquire(timeout=0)  # the second group, handed out before
+def write_on(port, holds, closed):
+    """A child, which has descriptors of its own: it ends well if it hears of the end both ways."""
+    slots = port.acquire(timeout=10)
+    holds.set()
+    assert closed.wait(10)
+    assert port.acquire(timeout=0) is not None  # the second group, handed out before
     with pytest.raises(StoreClosed):
         port.acquire(timeout=0)
     with pytest.raises(StoreClosed):
         port.commit(slots)
-    os.close(port._free_fd)
-    os.close(port._full_fd)
+
+
+def test_a_worker_that_writes_on_hears_that_the_store_is_closed():
+    store = UnrollStore(TINY, num_buffers=4, unroll_length=1)
+    context = multiprocessing.get_context("forkserver")
+    holds, closed = context.Event(), context.Event()
+    child = context.Process(target=write_on, args=(store.attach(0, 1), holds, closed), daemon=True)
+    child.start()
+    held = holds.wait(60)
+    store.close()
+    closed.set()
+    child.join(60)
+    assert held
+    assert child.exitcode == 0
+    child.close()
 
 
 def test_a_dead_workers_unfinished_slots_return_and_its_committed_unrolls_count(make_store):
@@ -406,9 +427,9 @@ def test_a_dead_workers_unfinished_slots_return_and_its_committed_unrolls_count(
     port.commit(committed)
     assert store.detach(0) == 2
     assert store.fill() == {"free": 6, "held": 0, "full": 2}
-    assert set(half_written.tolist()) <= set(store._free)
     assert store.next_slots(2, timeout=0) == committed.tolist()
     assert store.next_slots(1, timeout=0) is None
+    assert set(half_written.tolist()) <= set(store.attach(0, 6).acquire(timeout=0).tolist())
 
 
 def test_a_new_worker_in_a_dead_ones_place_gets_slots_at_once(make_store):
@@ -431,27 +452,20 @@ def test_a_dead_workers_slots_go_to_a_living_one_that_waits(make_store):
 
 
 def test_a_slot_is_taken_until_it_is_freed_and_what_was_read_of_it_is_a_copy(make_store):
-    store = make_store(NESTED, num_buffers=6, unroll_length=3)
-    fill_unrolls(store, store.attach(0, 2), Source(2, seed=2), 1)
+    store = make_store(NESTED, num_buffers=4, unroll_length=3)
+    port = store.attach(0, 2)
+    fill_unrolls(store, port, Source(2, seed=2), 1)
     slots = store.next_slots(2, timeout=0)
     before = map_nested(np.copy, {name: map_nested(lambda a: a[slots], store.arrays[name]) for name in store.arrays})
-
-    class OverwrittenAtOnce(deque):
-        """A free list whose slots are written again the moment that they are in it."""
-
-        def extend(self, freed):
-            for slot in freed:
-                for array in flatten(store.arrays):
-                    array[slot] = 1
-                self.append(slot)
-
-    store._free = OverwrittenAtOnce(store._free)
     batch, episodes = store.read(slots)
-    np.testing.assert_array_equal(store.arrays["reward"][slots], before["reward"])  # nobody may write it yet
+    port.acquire(timeout=0)
+    assert port.acquire(timeout=0) is None  # nobody may write the others yet
     check_account(store, slots)
     store.free(slots)
     check_account(store)
-    assert (store.arrays["reward"][slots] == 1).all()  # it was overwritten
+    assert port.acquire(timeout=0).tolist() == slots
+    for array in flatten(store.arrays):
+        array[slots] = 1
     for read, stored in zip(flatten(batch.core_state), flatten(before["core_state"]), strict=True):
         np.testing.assert_array_equal(read, stored)
     np.testing.assert_array_equal(batch.observation["frames"], before["observation"]["frames"])
@@ -492,6 +506,7 @@ class Account(RuleBasedStateMachine):
             assert not others & set(slots.tolist())
             assert not {*self.full, *(slot for batch in self.batches for slot in batch)} & set(slots.tolist())
             self.acquired[worker].append(slots.tolist())
+            assert len(self.acquired[worker]) <= 2
 
     @precondition(lambda self: any(self.acquired.values()))
     @rule(data=st.data())
@@ -508,7 +523,6 @@ class Account(RuleBasedStateMachine):
         unfinished = [slot for group in self.acquired.pop(worker) for slot in group]
         del self.ports[worker]
         assert self.store.detach(worker) >= len(unfinished)
-        assert not set(unfinished) & set(self.store._full)
 
     @rule(batch_size=st.integers(1, 4))
     def take_batch(self, batch_size):
@@ -532,15 +546,15 @@ class Account(RuleBasedStateMachine):
     def every_slot_has_one_holder(self):
         if hasattr(self, "store"):
             check_account(self.store, [slot for batch in self.batches for slot in batch])
-
-    @invariant()
-    def nobody_holds_more_than_two_groups(self):
-        if hasattr(self, "store"):
-            for worker, held in self.store._held.items():
-                assert len(held) <= 2 * self.store._groups[worker]
+            assert self.store.fill()["full"] == len(self.full)
 
     def teardown(self):
         if hasattr(self, "store"):
+            for worker in self.ports:
+                self.store.detach(worker)
+            for batch in self.batches:
+                self.store.free(batch)
+            check_slots(self.store)
             self.store.close()
 
 
@@ -564,7 +578,7 @@ def test_two_learner_threads_and_three_writers_neither_lose_nor_double_an_unroll
         for number in range(each):
             while (slots := port.acquire(timeout=1)) is None:
                 pass
-            write_numbered(port, slots, [worker * each + number])
+            write_numbered(port, slots, [worker * each + number], store.unroll_length)
             port.commit(slots)
 
     def learn():
@@ -577,41 +591,42 @@ def test_two_learner_threads_and_three_writers_neither_lose_nor_double_an_unroll
                 seen.extend(batch.policy_version[0].tolist())
 
     ports = [store.attach(worker, 1) for worker in range(3)]
-    threads = [threading.Thread(target=write, args=item) for item in enumerate(ports)]
-    threads += [threading.Thread(target=learn) for _ in range(2)]
+    threads = [threading.Thread(target=write, args=item, daemon=True) for item in enumerate(ports)]
+    threads += [threading.Thread(target=learn, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
     assert sorted(seen) == list(range(3 * each))
-    check_account(store)
+    for worker in range(3):
+        store.detach(worker)
+    check_slots(store)
 
 
 # -- processes ------------------------------------------------------------------------------------------------------------
 
 
-def write_numbered(port, slots, numbers):
-    """Fill whole unrolls with one number each, in every field and row."""
+def write_numbered(port, slots, numbers, length):
+    """Fill whole unrolls of so many steps with one number each, in every field and row."""
     numbers = np.asarray(numbers)
     value, flag, nothing = numbers.astype(np.float32), numbers % 2 == 1, np.full(len(slots), np.nan, np.float32)
-    rows = port.writer._arrays["reward"].shape[1]
     env = EnvOutput(value[:, None], value, flag, flag, flag, numbers, nothing, nothing, np.empty((len(slots), 0)))
     port.writer.begin(slots, (), tuple(numbers.tolist()))
-    for t in range(rows):
+    for t in range(length):
         port.writer.write_env(slots, t, env)
-        if t < rows - 1:
-            port.writer.write_agent(slots, t, Chosen(numbers, value[:, None]), numbers)
+        port.writer.write_agent(slots, t, Chosen(numbers, value[:, None]), numbers)
+    port.writer.write_env(slots, length, env)
 
 
-def write_for_ever(port, life):
+def write_for_ever(port, life, length):
     """A child: unroll after unroll, numbered."""
     number = life * 10_000
     try:
         while True:
             slots = port.acquire(timeout=0.2)
             if slots is not None:
-                write_numbered(port, slots, np.arange(number, number + len(slots)))
+                write_numbered(port, slots, np.arange(number, number + len(slots)), length)
                 port.commit(slots)
                 number += len(slots)
     except StoreClosed:
@@ -655,19 +670,20 @@ class Writers:
         self.life += 1
         port = self.store.attach(worker, 1 + worker % 3)
         context = multiprocessing.get_context("forkserver")
-        process = context.Process(target=write_for_ever, args=(port, self.life), daemon=True)
+        process = context.Process(target=write_for_ever, args=(port, self.life, self.store.unroll_length), daemon=True)
         process.start()
         return process
 
-    def replace(self, worker):
-        """Kill a process and start another in its place; returns how many unrolls were lost half-written."""
+    def kill(self, worker):
+        """Kill a process; returns how many unrolls were lost half-written."""
         self.processes[worker].kill()
         self.processes[worker].join(10)
-        lost = self.store.detach(worker)
-        check_account(self.store)
         self.processes[worker].close()
+        return self.store.detach(worker)
+
+    def start(self, worker):
+        """Start another process in the place of one that was killed."""
         self.processes[worker] = self._start(worker)
-        return lost
 
     def leave(self):
         """Wait for processes to leave by themselves; returns their exit codes."""
@@ -707,9 +723,17 @@ def test_every_batch_is_whole_and_nothing_hangs_while_writers_are_killed_at_rand
                 last_number[number // 10_000] = number
             if killed < kills and batches >= resume_at:
                 time.sleep(rng.random() * 3e-3)  # any moment: acquiring, writing, committing
-                lost += writers.replace(rng.randrange(4))
+                worker = rng.randrange(4)
+                lost += writers.kill(worker)
+                check_account(store)
+                writers.start(worker)
                 killed += 1
                 resume_at = batches + rng.randrange(1, 40)
+        for worker in range(4):
+            writers.kill(worker)
+        check_slots(store)
+        for worker in range(4):
+            writers.start(worker)
     finally:
         store.close()
         codes = writers.leave()

@@ -93,14 +93,14 @@ class SlowCopy:
     """A destination whose copy can be interrupted half-way, at each attempt by the next of `interruptions`."""
 
     def __init__(self, out, *interruptions):
-        self._out, self._interruptions = out, list(interruptions)
+        self.out, self.interruptions = out, list(interruptions)
 
     def copy_(self, source):
         half = len(source) // 2
-        self._out[:half] = source[:half]
-        if self._interruptions:
-            self._interruptions.pop(0)()
-        self._out[half:] = source[half:]
+        self.out[:half] = source[:half]
+        if self.interruptions:
+            self.interruptions.pop(0)()
+        self.out[half:] = source[half:]
 
 
 def publishing(weights, *versions):
@@ -138,7 +138,7 @@ def test_a_read_that_a_learner_publishes_into_is_whole_or_made_again(interruptio
     out = {"parameters": torch.empty(SIZE), "statistics": torch.empty(SIZE)}
     slow = SlowCopy(out[field], *(publishing(weights, *versions) for versions in interruptions))
     assert weights.read(**(out | {field: slow})) == result
-    assert slow._interruptions == []  # all of them happened
+    assert slow.interruptions == []  # all of them happened
     for vector in out.values():
         assert torch.equal(vector, constant(result))
 
