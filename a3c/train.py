@@ -102,7 +102,7 @@ def _gradient_slots(task: Task, config: Config, workers: int) -> GradientSlots:
     if gradients.own.parameters.numel() or gradients.own.statistics.numel() or gradients.algorithm.state_dict():
         raise ConfigError(
             f"--algorithm {config.learner.algorithm} has numbers of its own, which the workers of --trainer a3c do not get: "
-            "leave --scale_rewards out, or use --trainer monobeast or polybeast"
+            "leave --scale_rewards or --popart out, or use --trainer monobeast or polybeast"
         )
     num_sums = sum(part.num_sums for part in gradients.parts)
     return GradientSlots(workers, gradients.acting.parameters.numel(), num_sums)

@@ -16,6 +16,7 @@ The class may also have `Config`, a frozen dataclass whose fields become flags; 
 arrays that its `ModelOutput.extra` holds, `[T, B, ...]`, and that are kept with the unroll (`Batch.agent_extra`).
 `micro_batch_rows` is how many rows a CPU learns from at a time in float32, for a model whose activations need much memory;
 in bfloat16 it is twice as many.
+`baseline`, an `nn.Linear` with one output and a bias from which values come unchanged, is what `--popart` asks for.
 `beast.core.statistics.RunningStatistics` are running means and variances that all actors and evaluation share.
 """
 

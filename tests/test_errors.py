@@ -355,6 +355,24 @@ def test_a_model_that_raises_shows_its_own_traceback(start, tmp_path):
     assert_own_traceback(program, "LookupError: no way through", "model.py")
 
 
+def test_popart_with_a_model_whose_value_head_it_does_not_know(call, tmp_path):
+    source = """
+        import torch
+        from beast.models.mlp import Model as Mlp
+
+        class Model(Mlp):
+            def __init__(self, *arguments, **settings):
+                super().__init__(*arguments, **settings)
+                self.baseline = torch.nn.Sequential(self.baseline, torch.nn.Tanh())
+    """
+    package = tmp_path / "mine"
+    package.mkdir()
+    write_module(package, "squeezed", source)
+    done = call(*CATCH, "--model", "mine.squeezed", "--popart")
+    assert_one_line(done, "--popart", "attribute `baseline`", "leave --popart out")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_loss_that_raises_shows_its_own_traceback(train, tmp_path):
     package = tmp_path / "mine"
     package.mkdir()

@@ -47,6 +47,9 @@ class Gradients:
         observation_spec: says which fields are stacked.
         device: where the model is.
         compile_model: whether torch.compile compiles it at the first batch, for that batch's shapes.
+
+    Raises:
+        ModelError: if the algorithm cannot learn this model.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Gradients:
         compile_model: bool = False,
     ) -> None:  # fmt: skip
         self.acting, self.algorithm, self.device = acting, algorithm, device
+        algorithm.bind(acting.model)
         self.own = FlatModel(algorithm.module, device)
         """The algorithm's own parameters and statistics."""
         model = acting.model

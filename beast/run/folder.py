@@ -33,7 +33,8 @@ _LOCK = ".lock"
 _FIXED = (
     "env", "env_kwargs", "full_action_set", "action_repeat", "frame_stack", "resize", "grayscale", "max_episode_steps",
     "wrapper", "repeat_action_probability", "life_loss", "fire_on_life_loss", "preset", "model", "use_lstm",
-    "normalise_observations", "scale_rewards", "algorithm", "rmsprop_form", "momentum", "center_pixels", "last_step_input",
+    "normalise_observations", "scale_rewards", "popart", "algorithm", "rmsprop_form", "momentum", "center_pixels",
+    "last_step_input",
 )  # fmt: skip
 
 

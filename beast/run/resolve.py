@@ -96,13 +96,15 @@ def _look(asked: Config, values: dict[str, Any], complete: bool) -> tuple[Config
 
 
 def _usual(preset: str, values: dict[str, Any], space: gymnasium.Space[Any]) -> dict[str, Any]:
-    """Return a preset's settings, but for those that the algorithm, model or observations asked for have no use for."""
+    """Return a preset's settings, but for those that the algorithm, model, observations or --popart have no use for."""
     usual = PRESETS[preset]
     algorithm = values.get("algorithm") or usual.get("algorithm") or LearnerConfig.algorithm
     groups = Config.sections(algorithm, values.get("model") or usual.get("model") or _model_for(space))
     known = {field.name for group in groups.values() for field in dataclasses.fields(group)}
     if not has_vectors(space):
         known.discard("normalise_observations")
+    if values.get("popart"):
+        known.discard("scale_rewards")
     return {name: value for name, value in usual.items() if name in known}
 
 

@@ -49,6 +49,7 @@ def _same(env: str, steps: int, seeds: int, target: float | None, published: str
 
 
 _BLIND = {"wrapper": "benchmarks.learning.tasks:without_velocities"}
+_HUNDREDFOLD = {"wrapper": "benchmarks.learning.tasks:hundredfold"}
 _DOOM = {"resize": "60x80", "action_repeat": 4}  # its pictures are 240x320, its tics 35 a second
 _TORCHBEAST = {"center_pixels": False, "initialisation": "pytorch"}
 _TORCHBEASTS_SHALLOW = {"model": "atari_shallow", **_TORCHBEAST}
@@ -126,6 +127,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "flags": (
         Row("CartPole-adam", "CartPole-v1", 100_000, 2, None, flags={"optimiser": "adam", "learning_rate": 1e-3}),
         Row("CartPole-constant-rate", "CartPole-v1", 100_000, 2, None, flags={"learning_rate_schedule": "constant"}),
+        *(
+            Row(f"{name}-hundredfold{how}", env, steps, 2, None, flags={**_HUNDREDFOLD, **flags}, panel=f"{name}-hundredfold")
+            for name, env, steps in (("CartPole", "CartPole-v1", 100_000), ("Pendulum", "Pendulum-v1", 150_000))
+            for how, flags in (("", {"scale_rewards": False}), ("-popart", {"popart": True}), ("-scaled", {}))
+        ),
     ),
     "systems": tuple(
         Row(f"{name}-{system}", env, steps, 3, None, flags={"preset": "classic", **flags}, panel=name)

@@ -83,9 +83,9 @@ def test_a_bad_reward_costs_its_update_alone_and_its_unrolls_are_kept(tmp_path):
         (["--policy_lag", 2], ["--trainer a3c has no --pace"]),
         (["--replay_capacity", 100], ["--replay_capacity", "--trainer a3c"]),
         (["--compile_model"], ["--compile_model", "leave it out"]),
-        (["--algorithm", "seams.pop_art"], ["--algorithm seams.pop_art", "has numbers of its own"]),
+        (["--popart"], ["--algorithm impala", "has numbers of its own", "--popart out"]),
     ],
-    ids=["batch", "batch, serial", "pace", "lag", "replay", "compiled", "algorithm"],
+    ids=["batch", "batch, serial", "pace", "lag", "replay", "compiled", "popart"],
 )
 def test_what_it_cannot_do_is_one_line(call, tmp_path, flags, words):
     done = call("--env", "Catch-v0", "--trainer", "a3c", "--num_actors", 4, "--num_actor_processes", 2, *flags)

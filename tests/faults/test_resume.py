@@ -233,9 +233,10 @@ def stop_at(monkeypatch) -> Callable[[int], None]:
             *("--reward_clipping", "none", "--model", "mlp", "--state_independent_std", "--squashed_entropy"),
         ],
         ["--env", "CartPole-v1", "--trainer", "polybeast", "--batch_size", 7],
+        ["--env", "CartPole-v1", "--algorithm", "appo", "--popart", "--reward_clipping", "none"],
         [*GAME, "--use_lstm", "--batch_size", 3, "--total_steps", 420],
     ],
-    ids=["lstm", "polybeast, lstm", "continuous", "running statistics", "odd batch", "atari, lstm"],
+    ids=["lstm", "polybeast, lstm", "continuous", "running statistics", "odd batch", "popart", "atari, lstm"],
 )
 def test_a_serial_run_that_is_stopped_again_and_again_is_the_unbroken_one(call, tmp_path, stop_at, flags):
     """Between updates and inside unrolls, at seeded steps; with unrolls that are left over for the next batch."""

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from beast.acting.models import ModelChoice
 from beast.acting.policy import Policy
-from beast.core.algorithms import PlainLoss, impala
+from beast.core.algorithms import algorithm_of, impala
 from beast.core.data import ArraySpec, Batch, EnvOutput
 from beast.core.distributions import distribution_for
 from beast.core.flat import FlatModel
@@ -52,6 +52,7 @@ def main():
     for model in MODELS:
         figures[model] = attempt(model, False)
         figures[f"{model}, LSTM"] = attempt(model, True)
+    figures["mlp, PopArt"] = attempt("mlp", False, popart=True)
     clip = impala.REWARD_CLIPPING["abs_one"]
     for mistake, clipped in MISTAKES.items():
         impala.REWARD_CLIPPING["abs_one"] = clipped
@@ -60,14 +61,14 @@ def main():
     print(json.dumps(figures))
 
 
-def attempt(model, use_lstm):
+def attempt(model, use_lstm, **settings):
     try:
-        return run(model, use_lstm)
+        return run(model, use_lstm, **settings)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def run(model, use_lstm):
+def run(model, use_lstm, **settings):
     """Figures of one gradient, of one update with it, and of one forward of the policy."""
     image = model != "mlp"
     space = spaces.Box(0, 255, (STACK, 84, 84), np.uint8) if image else spaces.Box(-1, 1, (4,), np.float32)
@@ -77,7 +78,7 @@ def run(model, use_lstm):
     with FakeTensorMode():
         net = choice.build()
         masters = master_parameters(net)
-        algorithm = PlainLoss(impala.Config(), distribution_for(ACTIONS), impala.loss)
+        algorithm = algorithm_of(impala, impala.Config(**settings), distribution_for(ACTIONS))
         spec = ArraySpec(space.shape, space.dtype, stack=STACK if image else 1)
         gradients = Gradients(FlatModel(net, CUDA, dtype), algorithm, spec, CUDA)
         learner = Learner(gradients, OptimiserConfig(), 10**9, masters)

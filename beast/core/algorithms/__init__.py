@@ -73,6 +73,13 @@ class Algorithm:
         returns.observe(batch.extra[DISCOUNTED_RETURN][1:].unsqueeze(-1), ~batch.first[1:])
         return batch._replace(reward=(batch.reward * (returns.variance + 1e-8).rsqrt()).clamp(-10.0, 10.0))
 
+    def bind(self, model: nn.Module) -> None:
+        """Look up in the model that is learned what must be known of it, such as names of parameters; called once.
+
+        Raises:
+            ModelError: if it cannot be learned with this algorithm.
+        """
+
     def after_update(self, parameters: Tensors, before: Tensors, now: Tensors) -> None:
         """Change the float32 parameters in place after the optimiser's step.
 
@@ -120,7 +127,11 @@ class PlainLoss(Algorithm):
 
 
 def algorithm_of(module: Any, config: Any, distribution: Distribution) -> Algorithm:
-    """Make the algorithm that a module defines, in either form."""
+    """Make the algorithm that a module defines, in either form, with PopArt around it if the settings say so."""
+    if getattr(config, "popart", False):
+        from beast.core.algorithms.popart import PopArt  # an algorithm itself, so it imports this file
+
+        return PopArt(config, distribution, lambda inner: algorithm_of(module, inner, distribution))
     if hasattr(module, "Algorithm"):
         algorithm: Algorithm = module.Algorithm(config, distribution)
         return algorithm

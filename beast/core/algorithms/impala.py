@@ -43,6 +43,10 @@ class Config:
     scale_rewards: bool = False
     """Divide rewards by the running standard deviation of the discounted return and clip them to [-10, 10], so that tasks of
     any reward scale have similar gradients. Logged returns are never scaled."""
+    popart: bool = False
+    """Learn values normalised by a moving mean and standard deviation of their targets (PopArt), and divide advantages by that
+    deviation, so that rewards of any size have similar gradients; what values mean does not change when the two do. A preset's
+    scale_rewards gives way to it; reward_clipping, unless it is none, comes first."""
     correction: str = "vtrace"
     """How data of older policies is treated: vtrace; or, to compare with it as the paper does, one_step (only the policy
     gradient is weighted), epsilon (log(pi + 1e-6) is differentiated) or none."""
@@ -50,6 +54,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0.0 <= self.discounting <= 1.0:
             raise ValueError(f"--discounting must lie in [0, 1], got {self.discounting}")
+        if self.popart and self.scale_rewards:
+            raise ValueError("--popart and --scale_rewards both normalise returns: leave one of them out")
         if self.scale_rewards and self.reward_clipping != "none":
             raise ValueError(f"--scale_rewards needs --reward_clipping none, got {self.reward_clipping}")
         if self.reward_clipping not in REWARD_CLIPPING:
@@ -91,23 +97,12 @@ def loss(
         The scalar loss, and its terms by name for the logs (without gradient).
     """
     target_logits = outputs.policy_logits[:-1]  # [T, B, P]
-    values, bootstrap_value = outputs.value[:-1], outputs.value[-1]  # [T, B], [B]
-
-    rewards = REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])  # [T, B]
-    discounts = config.discounting * (~batch.terminated[1:]).float()  # [T, B]
-    # A reset is no step of the policy: importance weight 0 removes it from every term except the entropy.
-    real = ~batch.first[1:]  # [T, B]
-
     target_log_prob = distribution.log_prob(target_logits, batch.action)
-    behaviour_log_prob = distribution.log_prob(batch.behaviour_logits, batch.action)
-    log_rhos = torch.where(real, target_log_prob.detach() - behaviour_log_prob, -torch.inf)
-    correction = CORRECTIONS[config.correction]
-    weights = correction.weights(log_rhos, config)
-    vs, pg_advantages = vtrace.from_weights(*weights, discounts, rewards, values, bootstrap_value)
+    vs, pg_advantages = returns(target_log_prob.detach(), outputs.value, batch, distribution, config)
 
-    pg_loss = -(correction.log_policy(target_log_prob) * pg_advantages).sum()
-    baseline_loss = config.baseline_cost * 0.5 * (vs - values).square().sum()
-    entropy_loss, entropy = entropy_terms(target_logits, real, distribution, config)
+    pg_loss = -(CORRECTIONS[config.correction].log_policy(target_log_prob) * pg_advantages).sum()
+    baseline_loss = config.baseline_cost * 0.5 * (vs - outputs.value[:-1]).square().sum()
+    entropy_loss, entropy = entropy_terms(target_logits, ~batch.first[1:], distribution, config)
     total_loss = pg_loss + baseline_loss + entropy_loss
     metrics = {
         "total_loss": total_loss,
@@ -117,6 +112,27 @@ def loss(
         "entropy": entropy,
     }
     return total_loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def returns(
+    target_log_prob: torch.Tensor, value: torch.Tensor, batch: Batch, distribution: Distribution, config: Config
+) -> vtrace.VTraceReturns:
+    """Compute V-trace's value targets and advantages, `[T, B]` each, without gradient.
+
+    Args:
+        target_log_prob: `[T, B]`, log pi of the actions taken, without gradient.
+        value: `[T+1, B]`, the model's.
+        batch: see `beast/core/data.py` for the alignment of rows.
+        distribution: of the action space.
+        config: settings of the loss.
+    """
+    rewards = REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])  # [T, B]
+    discounts = config.discounting * (~batch.terminated[1:]).float()  # [T, B]
+    behaviour_log_prob = distribution.log_prob(batch.behaviour_logits, batch.action)
+    # A reset is no step of the policy: importance weight 0 removes it from every term except the entropy.
+    log_rhos = torch.where(batch.first[1:], -torch.inf, target_log_prob - behaviour_log_prob)
+    weights = CORRECTIONS[config.correction].weights(log_rhos, config)
+    return vtrace.from_weights(*weights, discounts, rewards, value[:-1], value[-1])
 
 
 def entropy_terms(

@@ -103,6 +103,36 @@ def test_a_skipped_batch_leaves_no_trace_in_the_statistics():
     assert run.learner.own.model.discounted_returns.variance.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"algorithm": "appo"},
+        {"trainer": "polybeast", "policy_lag": 2},
+        {"replay_capacity": 20, "batch_size": 8},
+    ],
+    ids=["appo", "late weights", "replay"],
+)
+def test_a_run_with_popart_is_saved_evaluated_and_loaded(tmp_path, flags):
+    flags = FLAGS | {"scale_rewards": False, "popart": True} | flags
+    run = beast.train(**flags, savedir=tmp_path)
+    learner = checkpoint.load(checkpoint.saved(run)[0])["learner"]
+    statistics = learner["algorithm"]["module"]
+    assert statistics["popart.mean"].item() < -1  # rewards lie between -16 and 0
+    assert 1 < statistics["popart.variance"].sqrt().item() < 100
+    assert beast.load(run).choose(np.array([[0.3, -0.4, 5.0]], np.float32)).action.shape == (1, 1)
+    assert len(beast.evaluate(run, episodes=2)["returns"]) == 2
+
+
+def test_popart_takes_the_place_of_a_presets_scaled_rewards():
+    asked = {"env": "CartPole-v1", "popart": True}
+    for flags, scaled in (({}, False), ({"popart": False}, True)):
+        config, _ = resolve_config(asked | flags)
+        assert config.run.preset == "control"
+        assert config.loss.scale_rewards is scaled
+    with pytest.raises(ConfigError, match=r"--popart and --scale_rewards .*leave one of them out"):
+        resolve_config(asked | {"scale_rewards": True})
+
+
 def test_what_cannot_be_is_said_in_one_line():
     with pytest.raises(ModelError, match=r"--normalise_observations"):
         resolve_config({"env": "Catch-v0", "env_kwargs": {"rows": 36, "columns": 36}, "normalise_observations": True})

@@ -388,6 +388,7 @@ def test_defaults_are_the_papers_for_atari():
         "trace_lambda": 1.0,
         "correction": "vtrace",
         "scale_rewards": False,
+        "popart": False,
         "squashed_entropy": False,
     }
 
