@@ -116,7 +116,16 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool
         return "atari"
     if continuous:
         return "continuous"
-    return "control" if has_vectors(space) else "classic"
+    return "classic" if _only_whole_numbers(space) else "control"
+
+
+def _only_whole_numbers(space: gymnasium.Space[Any]) -> bool:
+    """Return whether a space holds arrays of whole numbers or bits alone, such as a small board, and no choice."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return all(map(_only_whole_numbers, space.spaces.values()))
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return all(map(_only_whole_numbers, space.spaces))
+    return isinstance(space, gymnasium.spaces.Box) and space.dtype.kind in "biu"
 
 
 def _model_for(space: gymnasium.Space[Any]) -> str:

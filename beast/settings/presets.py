@@ -37,7 +37,7 @@ _VECTORS: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     # The defaults are the paper's settings for Atari.
     "atari": {},
-    # Whole numbers and choices: tuned on CartPole-v1 alone, before there was `control`.
+    # Small arrays of whole numbers: tuned on CartPole-v1 alone, before there was `control`.
     "classic": {
         "num_actors": 16,
         "batch_size": 8,
@@ -50,7 +50,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reward_clipping": "none",
         "checkpoint_every": 1.0,
     },
-    # Vectors of numbers, and choices: found on CartPole, Acrobot, MountainCar and LunarLander, together.
+    # Vectors of numbers or numbered states, and actions that are choices: found on CartPole, Acrobot, MountainCar and
+    # LunarLander, together.
     "control": {
         **_VECTORS,
         "total_steps": 1_000_000,
