@@ -39,6 +39,12 @@ _live = threading.Lock()
 """Held while this process trains, because training seeds PyTorch and uses the one fork server."""
 
 
+REPLACEABLE = ("env", "env_kwargs", "max_episode_steps")
+"""Settings of a checkpoint's task for which an evaluation may have others."""
+EVALUATION_TAKES = tuple({**dict.fromkeys(NAMES_CODE), **dict.fromkeys(REPLACEABLE)})
+"""The settings that may be given to an evaluation: those, and what names code, to confirm that it is known."""
+
+
 class Ended(NamedTuple):
     """How a run ended that did not fail."""
 
@@ -93,8 +99,8 @@ def evaluate(
         video: a folder; one episode is also recorded there, as `episode.mp4`.
         savedir: the folder that holds the run folders.
         trust: whether a checkpoint that somebody else made may run the code that it names.
-        given: `env` and `env_kwargs` replace those of the checkpoint; other flags that name code (`model`, ...) must equal
-            the checkpoint's, and confirm that you know them.
+        given: `env`, `env_kwargs` and `max_episode_steps` (for tasks whose games may last for ever) replace those of the
+            checkpoint; other flags that name code (`model`, ...) must equal the checkpoint's, and confirm that you know them.
 
     Returns:
         env, model, step, seed, deterministic, episodes (a count), returns and lengths (lists, in steps), and of the returns
@@ -298,15 +304,14 @@ def run_evaluation(  # noqa: PLR0913
     for name, value, least in (("episodes", episodes, 1), ("seed", 0 if seed is None else seed, 0)):
         if type(value) is not int or value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value!r}")
-    if unknown := given.keys() - NAMES_CODE:
-        raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}; evaluate takes {', '.join(NAMES_CODE)}")
+    if unknown := given.keys() - set(EVALUATION_TAKES):
+        raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}; evaluate takes {', '.join(EVALUATION_TAKES)}")
     if video:
         make_writable("video", video)
     path, state = finding.load_newest(run, savedir, log)
     # A value unlike the file's asks for another task with the same spaces; an equal one confirms that the reader knows it.
     own: dict[str, Any] = state["config"]
-    replaceable = [name for name in ("env", "env_kwargs") if name in given]
-    other: dict[str, Any] = {name: given[name] for name in replaceable if given[name] != own.get(name)}
+    other = {name: given[name] for name in REPLACEABLE if name in given and given[name] != own.get(name)}
     if "env" in other:
         other.setdefault("env_kwargs", {})
     flags = settings_of(path, state, given | other, trusted, replaced=tuple(other))

@@ -17,7 +17,7 @@ from beast.core.errors import BeastError, ConfigError, FailedElsewhere, RankLost
 from beast.processes.launch import launch
 from beast.processes.supervisor import start_fork_server
 from beast.report.files import write_json
-from beast.run import finding, trust
+from beast.run import finding
 from beast.settings.config import Config, EnvironmentConfig, LearnerConfig, RunConfig
 from beast.settings.flags import Parser
 from beast.settings.presets import WIDEST
@@ -113,13 +113,13 @@ def evaluate(arguments: list[str]) -> int:
     add("--savedir", default="runs", metavar="DIR", help="The folder that holds the run folders [runs].")
     _add_trust(parser)
     for section in (EnvironmentConfig, LearnerConfig, RunConfig):
-        parser.add_dataclass(section, only=trust.NAMES_CODE)
+        parser.add_dataclass(section, only=api.EVALUATION_TAKES)
     values = parser.parse(arguments)
     video = Path(values["video"]) if values["video"] else None
     file = Path(values["json"]) if values["json"] else None
     if file:
         api.make_writable("json", file.parent)
-    given = {name: values[name] for name in trust.NAMES_CODE if name in values}
+    given = {name: values[name] for name in api.EVALUATION_TAKES if name in values}
     result = api.run_evaluation(
         values["checkpoint"], values["savedir"], values["episodes"], values["deterministic"], values["seed"], video,
         values["trust"], given, print,

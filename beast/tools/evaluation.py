@@ -36,7 +36,7 @@ def from_checkpoint(
         seed: of environments and actions; None derives it from the run's seed.
         deterministic: take the most probable action instead of sampling.
         video: folder for a video of one episode; None records none.
-        other: flags of another environment with the same spaces.
+        other: flags of another environment with the same spaces, and another `max_episode_steps`.
 
     Returns:
         env, step, episodes, mean, median, std, min, max, returns, lengths, deterministic.
@@ -45,7 +45,7 @@ def from_checkpoint(
         CheckpointError, EnvError, ModelError: each with a message of one line.
     """
     config, task = resolve_config(evaluated(state["config"]) | (other or {}), complete=True)
-    if other:
+    if other and other.keys() != {"max_episode_steps"}:
         _check_same_spaces(task, state)
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()
