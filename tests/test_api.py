@@ -60,6 +60,7 @@ def test_a_run_is_trained_evaluated_and_gone_on_with(tmp_path):
     assert (found["env"], found["step"], found["episodes"]) == ("Catch-v0", 400, len(found["returns"]))
     assert found["mean"] == np.mean(found["returns"])
     assert found == beast.evaluate("run", episodes=3, seed=5) == beast.evaluate("latest", episodes=3, seed=5)
+    assert beast.evaluate("run", episodes=3, max_episode_steps=4)["lengths"] == [4, 4, 4]
     assert beast.train(resume=run, total_steps=800) == run
     assert rows(run)[-1]["step"] == 800
     with pytest.warns(UserWarning, match="is finished: 800 steps"):
