@@ -305,7 +305,9 @@ def run_evaluation(  # noqa: PLR0913
         if type(value) is not int or value < least:
             raise ConfigError(f"--{name} must be at least {least}, got {value!r}")
     if unknown := given.keys() - set(EVALUATION_TAKES):
-        raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}; evaluate takes {', '.join(EVALUATION_TAKES)}")
+        raise ConfigError(
+            f"unknown settings: {', '.join(sorted(unknown))}; evaluate takes {', '.join(EVALUATION_TAKES)}"
+        )
     if video:
         make_writable("video", video)
     path, state = finding.load_newest(run, savedir, log)

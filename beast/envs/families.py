@@ -71,7 +71,7 @@ def _mujoco_without_display() -> None:
 FAMILIES = (
     Family("MiniGrid", "minigrid", "minigrid", r"MiniGrid-|BabyAI-", "minigrid", preset="minigrid"),
     Family(
-        "MinAtar", "minatar", "minatar.gym", r"MinAtar/", "minatar", preset="minatar",
+        "MinAtar", "minatar", "minatar.gym", r"MinAtar/", "minatar",
         register=lambda module: None if "MinAtar/Breakout-v1" in gymnasium.registry else module.register_envs(),
     ),
     Family("ViZDoom", "vizdoom", "vizdoom.gymnasium_wrapper", r"Vizdoom", "vizdoom"),

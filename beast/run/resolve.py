@@ -27,6 +27,9 @@ from beast.settings.config import Config, LearnerConfig, section
 from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS, WIDEST
 
+LARGE = 36
+"""Pixels of a picture's shorter side from which it has the networks for Atari."""
+
 
 def resolve_config(values: dict[str, Any], complete: bool = False) -> tuple[Config, Task]:
     """Make and reset an environment, choose preset and model by its spaces, and check all settings.
@@ -113,7 +116,7 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool
     if choice.preset is not None:
         return choice.preset
     if _model_for(space) != "mlp":
-        return "atari"
+        return "atari" if _largest_side(space) >= LARGE else "small"
     if continuous:
         return "continuous"
     return "classic" if _only_whole_numbers(space) else "control"
@@ -133,12 +136,20 @@ def _model_for(space: gymnasium.Space[Any]) -> str:
     if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         if isinstance(space, Words | Codes):
             return "multi_input"
-        if _sides(space) >= 36:
+        if _sides(space) >= LARGE:
             return "atari_shallow"
         # A small [H, W] may be any matrix; with a third axis it is a picture or planes.
         return "multi_input" if _sides(space) >= 5 and len(space.shape or ()) > 2 else "mlp"
     parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
     return "mlp" if all(_model_for(part) == "mlp" and _sides(part) < 5 for part in parts) else "multi_input"
+
+
+def _largest_side(space: gymnasium.Space[Any]) -> int:
+    """Return the largest of `_sides` over all parts of a space."""
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
+        return max(map(_largest_side, parts), default=0)
+    return _sides(space)
 
 
 def _sides(space: gymnasium.Space[Any]) -> int:

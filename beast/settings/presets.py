@@ -23,17 +23,18 @@ _SMALL_BATCHES: dict[str, Any] = {
     "checkpoint_every": 1.0,
 }
 
+_ANY_SIZE = {"normalise_observations": True, "scale_rewards": True}
+"""Tasks differ in the size of their numbers alone, and need no settings of their own for that."""
+
 _VECTORS: dict[str, Any] = {
     **_SMALL_BATCHES,
+    **_ANY_SIZE,
     # 256 steps in few long unrolls instead of many short ones: half of an unroll of 32 is nearer to its end than the 17
     # steps that lambda looks ahead. Hopper stayed below 400 with that, and came to 1,800 with this.
     "num_actors": 8,
     "batch_size": 4,
     "unroll_length": 64,
     "learning_rate": 5e-4,  # falls to 0; 3e-4 of PPO's implementations is for four times as many updates a step
-    # Tasks differ in the size of their numbers alone, and need no settings of their own for that.
-    "normalise_observations": True,
-    "scale_rewards": True,
     # As in PPO's implementations; LunarLander came to 105 without these two, to 194 with them.
     "separate_value": True,
     "initialisation": "orthogonal",
@@ -77,9 +78,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "total_steps": 1_000_000,
         "use_lstm": True,  # only what is before the agent is seen
     },
-    # Small pictures of everything that is there.
-    "minatar": {
+    # Small pictures, and mixtures of small parts: found on MinAtar's Breakout.
+    "small": {
         **_SMALL_BATCHES,
+        **_ANY_SIZE,
         "learning_rate": 1e-3,
         "num_actors": 32,
         "batch_size": 16,
