@@ -16,7 +16,10 @@ from beast.run.resolve import resolve_config
 
 
 def test_each_gradient_is_that_of_its_unrolls_at_the_weights_that_acted(tmp_path):
-    checked = Checked(folder=tmp_path, num_actors=5).train()
+    checked = Checked(folder=tmp_path, num_actors=5)
+    steps = checked.run.board.arrays["steps"]  # otherwise one worker may be done before the other has started
+    checked.look = lambda work: wait_until(lambda: steps[:2].all(), "steps of both workers")
+    checked.train()
     assert {work.slots: work.steps for work in checked.works} == {(0,): 3 * 20, (1,): 2 * 20}
     assert checked.run.config.learner.batch_size == 3
     assert max(checked.staleness) >= 1  # one's update comes between the other's weights and gradient
