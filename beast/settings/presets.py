@@ -94,6 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "grad_norm_clipping": 200.0,
         "passes": 2,  # convolutions are what takes the time here
+        "squashed_entropy": True,  # where actions hold numbers, as in `continuous`
         "total_steps": 10_000_000,
     },
 }
