@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,14 +77,15 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return []
 
 
-def born() -> None:
+def born(more: Callable[[], Any]) -> None:
     """In a program's process, before it runs: a suite that is killed leaves none, and one in the background hands nothing on.
 
-    A shell's background job ignores SIGINT, and one under nohup SIGHUP.
+    A shell's background job ignores SIGINT, and one under nohup SIGHUP. What the test has to do there comes after that.
     """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    more()
 
 
 class Program:
@@ -107,8 +109,8 @@ class Program:
                     "env": marked,
                     "cwd": folder,
                     "start_new_session": True,
-                    "preexec_fn": born,
                     **settings,
+                    "preexec_fn": partial(born, settings.get("preexec_fn", lambda: None)),
                 },
             )
 

@@ -88,6 +88,13 @@ def test_sigusr1_without_checkpoints_says_so(start):
 TRIES = int(os.environ.get("BEAST_TRIES", "10"))
 
 
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def interrupted(start, run: Path, flags: list, seed: int) -> str:
     """Ctrl-C at a moment of the time in which imports, processes and the first updates come; returns how far it was."""
     chance = random.Random(seed)
@@ -118,7 +125,8 @@ def interrupted(start, run: Path, flags: list, seed: int) -> str:
     assert program.err in ("", "run.py: error: interrupted\n"), story
     assert "killed" not in program.out, story
     assert "restarting" not in program.out, story
-    assert not [child for child in seen if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], story
+    # A process that is dying has lost its environment, by which `finish` knows its own, before it is gone.
+    wait_until(lambda: not any(map(alive, seen)), f"children gone\n{story}", 30.0)
     kept = checkpoint.saved(run)
     if kept:
         steps = checkpoint.load(kept[-1])["learner"]["steps"]
