@@ -9,7 +9,7 @@ from collections.abc import Callable
 TRIAL = 10
 """Units of work in a row that show how fast the learner is."""
 AGAIN = 500
-"""Units of work from one trial to the next."""
+"""Units of work from one trial to the next, and in time until the larger number is given up."""
 FASTER = 0.95
 """The largest share of its former time that a unit may take with another number of threads which is to be kept."""
 
@@ -30,12 +30,14 @@ class ComputeThreads:
     def __init__(self, fewest: int, most: int, use: Callable[[int], None]) -> None:
         self._fewest, self._most, self._use = fewest, most, use
         self._number = fewest
-        self._behind: deque[float] = deque(
-            maxlen=TRIAL
-        )  # seconds of units in a row after which the next one was waiting
-        self._in_time = 0  # units in a row after which none was
-        self._allowed: float | None = None  # seconds that a trial may take; None: there is none now
+        self._behind: deque[float] = deque(maxlen=TRIAL)
+        """Seconds of units in a row after which the next one was waiting."""
+        self._in_time = 0
+        """Units in a row after which none was."""
+        self._allowed: float | None = None
+        """Seconds that the trial may take; None if there is none now."""
         self._until_trial = 0
+        """Units until the next trial may begin."""
         use(fewest)
 
     def note(self, seconds: float, behind: bool) -> None:
@@ -56,7 +58,7 @@ class ComputeThreads:
             self._in_time += 1
             self._behind.clear()
             self._allowed = None  # a number with which the learner keeps up is kept
-            if self._in_time == TRIAL:
+            if self._in_time == AGAIN:  # not sooner, because it may keep up only with the larger number
                 self._change(self._fewest)
 
     def _compare(self) -> None:
