@@ -181,7 +181,7 @@ class ActorCritic(nn.Module):
         """Return what the value is read from, `[N, F]`: the policy's features, unless it has a network of its own.
 
         Args:
-            observation: leaves `[T, B, ...]`, N = T * B.
+            observation: leaves `[N, ...]`, N = T * B.
             features: `[N, F]`, of torso and memory.
         """
         return features
@@ -193,7 +193,8 @@ class ActorCritic(nn.Module):
     def forward(self, inputs: ModelInput, core_state: Nested) -> tuple[ModelOutput, Nested]:
         """Return logits `[T, B, P]` and values `[T, B]`, both float32, and the new recurrent state."""
         rows, batch = inputs.reward.shape
-        x = self.torso(merge_time(inputs.observation))  # [T * B, width]
+        observation = _merge_time(inputs.observation)
+        x = self.torso(observation)  # [T * B, width]
         if self._feed_reward:
             reward = inputs.reward.clamp(-1, 1).reshape(-1, 1).to(x.dtype)
             action = [self._encode_action(inputs.last_action)] if self._feed_action else []
@@ -204,16 +205,16 @@ class ActorCritic(nn.Module):
         policy_logits = self.policy(x).view(rows, batch, -1)
         if self.log_std is not None:
             policy_logits = torch.where(self._is_log_std, self.log_std.float(), policy_logits)
-        value = self.baseline(self.value_features(inputs.observation, x)).view(rows, batch)
+        value = self.baseline(self.value_features(observation, x)).view(rows, batch)
         return ModelOutput(policy_logits, value), core_state
 
 
-def merge_time(observation: Nested) -> Nested:
+def _merge_time(observation: Nested) -> Nested:
     """Reshape every leaf from `[T, B, ...]` to `[T * B, ...]`."""
     if isinstance(observation, dict):
-        return {key: merge_time(value) for key, value in observation.items()}
+        return {key: _merge_time(value) for key, value in observation.items()}
     if isinstance(observation, tuple):
-        return tuple(merge_time(value) for value in observation)
+        return tuple(_merge_time(value) for value in observation)
     return observation.flatten(0, 1)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from beast.core.data import Nested, flatten
 from beast.envs.spaces import Words
 
-from .base import ActorCritic, PolicyConfig, VectorInput, check_initialisation, initialise, leaves, merge_time
+from .base import ActorCritic, PolicyConfig, VectorInput, check_initialisation, initialise, leaves
 
 
 class Model(ActorCritic):
@@ -63,7 +63,7 @@ class Model(ActorCritic):
 
     def value_features(self, observation: Nested, features: torch.Tensor) -> torch.Tensor:
         """Return `[N, hidden_size]`: those of the value's own layers, if it has any."""
-        return features if self.value_layers is None else self.value_layers(self._read(merge_time(observation)))
+        return features if self.value_layers is None else self.value_layers(self._read(observation))
 
     def _read(self, observation: Nested) -> torch.Tensor:
         parts = zip(self._inputs, flatten(observation), strict=True)
