@@ -36,6 +36,6 @@ def test_both_beasts_learn_cartpole_alike(start, tmp_path, seed):
         solved_at[trainer] = solved()
         program.send(signal.SIGINT)
         assert program.finish().code in (0, 130), program.story()
-        assert rows(tmp_path / "runs" / trainer)[-1]["policy_lag_mean"] < 5
-    # One curve: seeds spread further than beasts do. (On a free machine 160,000 to 240,000 steps.)
+        assert rows(tmp_path / "runs" / trainer)[-1]["policy_lag_mean"] < 5 * 4  # each batch makes four updates
+    # One curve: seeds spread further than beasts do. (70,000 steps and more.)
     assert 0.25 < solved_at["polybeast"] / solved_at["monobeast"] < 4.0, solved_at
