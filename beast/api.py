@@ -41,7 +41,7 @@ _live = threading.Lock()
 
 REPLACEABLE = ("env", "env_kwargs", "max_episode_steps")
 """Settings of a checkpoint's task for which an evaluation may have others."""
-EVALUATION_TAKES = tuple({**dict.fromkeys(NAMES_CODE), **dict.fromkeys(REPLACEABLE)})
+EVALUATION_TAKES = tuple(dict.fromkeys((*NAMES_CODE, *REPLACEABLE)))
 """The settings that may be given to an evaluation: those, and what names code, to confirm that it is known."""
 
 

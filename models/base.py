@@ -270,15 +270,6 @@ def scale_of(space: gymnasium.spaces.Box) -> float:
     return bound if bound < UNBOUNDED else math.inf
 
 
-def leaves(space: gymnasium.Space, where: str = "") -> list[tuple[str, gymnasium.Space]]:  # type: ignore[type-arg]
-    """Return (keys, part) for all parts of a nested space, in the order of `beast.core.data.flatten`."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, f"{where}[{key!r}]")]
-    if isinstance(space, gymnasium.spaces.Tuple):
-        return [leaf for i, part in enumerate(space.spaces) for leaf in leaves(part, f"{where}[{i}]")]
-    return [(where, space)]
-
-
 class VectorInput(nn.Module):
     """A layer that brings one part `[N, ...]` to `[N, width]`: choices one-hot, integers scaled by bounds, others unchanged."""
 

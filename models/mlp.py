@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from beast.core.data import Nested, flatten
-from beast.envs.spaces import Words
+from beast.envs.spaces import Words, leaves
 
-from .base import ActorCritic, PolicyConfig, VectorInput, check_initialisation, initialise, leaves
+from .base import ActorCritic, PolicyConfig, VectorInput, check_initialisation, initialise
 
 
 class Model(ActorCritic):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from beast.core.data import Nested, flatten
-from beast.envs.spaces import BUCKETS, Codes, Words
+from beast.envs.spaces import BUCKETS, Codes, Words, leaves
 
-from .base import ActorCritic, ImageInput, VectorInput, conv_size, initialise, leaves
+from .base import ActorCritic, ImageInput, VectorInput, conv_size, initialise
 
 LARGEST = 128 * 128
 """Most pixels of a picture; for larger ones the FC layer would have more weights than all other layers."""

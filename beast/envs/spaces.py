@@ -54,6 +54,15 @@ class Codes(gymnasium.spaces.Box):
         return f"Codes({self.shape}, {self.count})"
 
 
+def leaves(space: gymnasium.Space, where: str = "") -> list[tuple[str, gymnasium.Space]]:  # type: ignore[type-arg]
+    """Return (keys, part) for all parts of a nested space, in the order of `beast.core.data.flatten`."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, f"{where}[{key!r}]")]
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return [leaf for i, part in enumerate(space.spaces) for leaf in leaves(part, f"{where}[{i}]")]
+    return [(where, space)]
+
+
 def is_text(space: gymnasium.Space) -> bool:  # type: ignore[type-arg]
     """Return whether a space holds texts: Gymnasium's Text, or any space of strings (MiniGrid's missions)."""
     return space.dtype is not None and np.dtype(space.dtype).kind == "U"

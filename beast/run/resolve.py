@@ -18,7 +18,7 @@ from beast.core.distributions import distribution_for
 from beast.core.errors import ConfigError
 from beast.core.statistics import has_vectors
 from beast.envs import EnvChoice
-from beast.envs.spaces import Codes, Words
+from beast.envs.spaces import Codes, Words, leaves
 from beast.processes.children import nothing_left_behind
 from beast.processes.launch import launch
 from beast.processes.machine import has_fast_bfloat16
@@ -116,7 +116,7 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool
     if choice.preset is not None:
         return choice.preset
     if _model_for(space) != "mlp":
-        return "atari" if _largest_side(space) >= LARGE else "small"
+        return "atari" if any(_sides(part) >= LARGE for _, part in leaves(space)) else "small"
     if continuous:
         return "continuous"
     return "classic" if _only_whole_numbers(space) else "control"
@@ -124,11 +124,7 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool
 
 def _only_whole_numbers(space: gymnasium.Space[Any]) -> bool:
     """Return whether a space holds arrays of whole numbers or bits alone, such as a small board, and no choice."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return all(map(_only_whole_numbers, space.spaces.values()))
-    if isinstance(space, gymnasium.spaces.Tuple):
-        return all(map(_only_whole_numbers, space.spaces))
-    return isinstance(space, gymnasium.spaces.Box) and space.dtype.kind in "biu"
+    return all(isinstance(part, gymnasium.spaces.Box) and part.dtype.kind in "biu" for _, part in leaves(space))
 
 
 def _model_for(space: gymnasium.Space[Any]) -> str:
@@ -140,16 +136,8 @@ def _model_for(space: gymnasium.Space[Any]) -> str:
             return "atari_shallow"
         # A small [H, W] may be any matrix; with a third axis it is a picture or planes.
         return "multi_input" if _sides(space) >= 5 and len(space.shape or ()) > 2 else "mlp"
-    parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
+    parts = [part for _, part in leaves(space)]
     return "mlp" if all(_model_for(part) == "mlp" and _sides(part) < 5 for part in parts) else "multi_input"
-
-
-def _largest_side(space: gymnasium.Space[Any]) -> int:
-    """Return the largest of `_sides` over all parts of a space."""
-    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces
-        return max(map(_largest_side, parts), default=0)
-    return _sides(space)
 
 
 def _sides(space: gymnasium.Space[Any]) -> int:

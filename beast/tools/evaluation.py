@@ -45,7 +45,7 @@ def from_checkpoint(
         CheckpointError, EnvError, ModelError: each with a message of one line.
     """
     config, task = resolve_config(evaluated(state["config"]) | (other or {}), complete=True)
-    if other and other.keys() != {"max_episode_steps"}:
+    if other and not {"env", "env_kwargs"}.isdisjoint(other):
         _check_same_spaces(task, state)
     seed = config.run.seed + 1_000_003 if seed is None else seed
     keep_freed_memory()

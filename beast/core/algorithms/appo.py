@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from beast.core import algorithms, vtrace
+from beast.core import algorithms
 from beast.core.algorithms import Forward, impala
-from beast.core.algorithms.corrections import CORRECTIONS
 from beast.core.data import Batch, ModelOutput
 from beast.core.distributions import Distribution
 
@@ -43,30 +42,17 @@ def loss(
     The advantage of a step is r + gamma v_{s+1} - V(x_s), without an importance weight: the ratio is one already.
     """
     real = ~batch.first[1:]  # [T, B]; a reset is no step of the policy
-    log_prob = distribution.log_prob(outputs.policy_logits[:-1], batch.action)
+    logits = outputs.policy_logits[:-1]  # [T, B, P]
+    log_prob = distribution.log_prob(logits, batch.action)
     log_ratio = torch.where(real, log_prob - distribution.log_prob(batch.behaviour_logits, batch.action), 0.0)
-    values, bootstrap_value = outputs.value[:-1], outputs.value[-1]
-    rewards = impala.REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])
-    discounts = config.discounting * (~batch.terminated[1:]).float()
-    weights = CORRECTIONS[config.correction].weights(torch.where(real, log_ratio.detach(), -torch.inf), config)
-    targets = vtrace.from_weights(*weights._replace(policy=real.float()), discounts, rewards, values, bootstrap_value)
+    vs, pg_advantages = impala.returns(log_ratio.detach(), outputs.value, batch, config, policy=real.float())
 
     ratio = log_ratio.exp()
     bounded = ratio.clamp(1 / (1 + config.clip_ratio), 1 + config.clip_ratio)
-    pg_loss = -torch.minimum(ratio * targets.pg_advantages, bounded * targets.pg_advantages).sum()
-    baseline_loss = config.baseline_cost * 0.5 * (targets.vs - values).square().sum()
-    entropy_loss, entropy = impala.entropy_terms(outputs.policy_logits[:-1], real, distribution, config)
+    pg_loss = -torch.minimum(ratio * pg_advantages, bounded * pg_advantages).sum()
     clipped = ((ratio != bounded) & real).float().sum() / real.float().sum().clamp(min=1.0)
-    total_loss = pg_loss + baseline_loss + entropy_loss
-    terms = {
-        "total_loss": total_loss,
-        "pg_loss": pg_loss,
-        "baseline_loss": baseline_loss,
-        "entropy_loss": entropy_loss,
-        "entropy": entropy,
-        "clipped": clipped,
-    }
-    return total_loss, {name: term.detach() for name, term in terms.items()}
+    total_loss, terms = impala.sum_of_terms(pg_loss, vs - outputs.value[:-1], logits, real, distribution, config)
+    return total_loss, {**terms, "clipped": clipped}
 
 
 class Algorithm(algorithms.Algorithm):

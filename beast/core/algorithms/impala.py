@@ -96,13 +96,30 @@ def loss(
     Returns:
         The scalar loss, and its terms by name for the logs (without gradient).
     """
-    target_logits = outputs.policy_logits[:-1]  # [T, B, P]
-    target_log_prob = distribution.log_prob(target_logits, batch.action)
-    vs, pg_advantages = returns(target_log_prob.detach(), outputs.value, batch, distribution, config)
+    logits = outputs.policy_logits[:-1]  # [T, B, P]
+    log_prob = distribution.log_prob(logits, batch.action)
+    log_rhos = log_prob.detach() - distribution.log_prob(batch.behaviour_logits, batch.action)
+    vs, pg_advantages = returns(log_rhos, outputs.value, batch, config)
+    pg_loss = -(CORRECTIONS[config.correction].log_policy(log_prob) * pg_advantages).sum()
+    return sum_of_terms(pg_loss, vs - outputs.value[:-1], logits, ~batch.first[1:], distribution, config)
 
-    pg_loss = -(CORRECTIONS[config.correction].log_policy(target_log_prob) * pg_advantages).sum()
-    baseline_loss = config.baseline_cost * 0.5 * (vs - outputs.value[:-1]).square().sum()
-    entropy_loss, entropy = entropy_terms(target_logits, ~batch.first[1:], distribution, config)
+
+def sum_of_terms(
+    pg_loss: torch.Tensor, value_errors: torch.Tensor, logits: torch.Tensor, real: torch.Tensor,
+    distribution: Distribution, config: Config,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # fmt: skip
+    """Add the value loss and the entropy bonus to a policy-gradient loss; return as `loss` does.
+
+    Args:
+        pg_loss: scalar, summed over T and B.
+        value_errors: `[T, B]`, targets minus values.
+        logits: `[T, B, P]`, the learner's.
+        real: `[T, B]` bool; the others are resets.
+        distribution: of the action space.
+        config: settings of the loss.
+    """
+    baseline_loss = config.baseline_cost * 0.5 * value_errors.square().sum()
+    entropy_loss, entropy = entropy_terms(logits, real, distribution, config)
     total_loss = pg_loss + baseline_loss + entropy_loss
     metrics = {
         "total_loss": total_loss,
@@ -115,23 +132,23 @@ def loss(
 
 
 def returns(
-    target_log_prob: torch.Tensor, value: torch.Tensor, batch: Batch, distribution: Distribution, config: Config
+    log_rhos: torch.Tensor, value: torch.Tensor, batch: Batch, config: Config, policy: torch.Tensor | None = None
 ) -> vtrace.VTraceReturns:
     """Compute V-trace's value targets and advantages, `[T, B]` each, without gradient.
 
     Args:
-        target_log_prob: `[T, B]`, log pi of the actions taken, without gradient.
+        log_rhos: `[T, B]`, log pi - log mu of the actions taken, without gradient; those of resets are not read.
         value: `[T+1, B]`, the model's.
         batch: see `beast/core/data.py` for the alignment of rows.
-        distribution: of the action space.
         config: settings of the loss.
+        policy: `[T, B]`, the advantages' weights; None: those of the correction.
     """
     rewards = REWARD_CLIPPING[config.reward_clipping](batch.reward[1:])  # [T, B]
     discounts = config.discounting * (~batch.terminated[1:]).float()  # [T, B]
-    behaviour_log_prob = distribution.log_prob(batch.behaviour_logits, batch.action)
     # A reset is no step of the policy: importance weight 0 removes it from every term except the entropy.
-    log_rhos = torch.where(batch.first[1:], -torch.inf, target_log_prob - behaviour_log_prob)
-    weights = CORRECTIONS[config.correction].weights(log_rhos, config)
+    weights = CORRECTIONS[config.correction].weights(torch.where(batch.first[1:], -torch.inf, log_rhos), config)
+    if policy is not None:
+        weights = weights._replace(policy=policy)
     return vtrace.from_weights(*weights, discounts, rewards, value[:-1], value[-1])
 
 

@@ -118,8 +118,9 @@ class PopArt(Algorithm):
     @torch.no_grad()
     def _observe(self, outputs: ModelOutput, batch: Batch) -> None:
         """Note the targets of values and rewards that are divided by sigma; those of resets are none."""
-        log_prob = self.distribution.log_prob(outputs.policy_logits[:-1], batch.action)
-        vs = impala.returns(log_prob, outputs.value, batch, self.distribution, self._rest).vs
+        new, old = outputs.policy_logits[:-1], batch.behaviour_logits
+        log_rhos = self.distribution.log_prob(new, batch.action) - self.distribution.log_prob(old, batch.action)
+        vs = impala.returns(log_rhos, outputs.value, batch, self._rest).vs
         self._targets.observe((vs * self._targets.sigma).unsqueeze(-1), ~batch.first[1:])
 
     def after_update(self, parameters: Tensors, before: Tensors, now: Tensors) -> None:

@@ -147,7 +147,8 @@ def test_moments_of_the_targets_move_by_the_papers_step_for_each_target(module):
         with torch.no_grad():
             logits = pair[1].acting.model(batch.model_input(), ())[0].policy_logits
         log_prob = DISTRIBUTION.log_prob(logits[:-1], batch.action)
-        vs = impala.returns(log_prob, value, batch, DISTRIBUTION, config_of(impala)).vs[real].double()
+        log_rhos = log_prob - DISTRIBUTION.log_prob(batch.behaviour_logits, batch.action)
+        vs = impala.returns(log_rhos, value, batch, config_of(impala)).vs[real].double()
         weight = len(vs) / (len(vs) + 1 / STEP)
         first, second = ((1 - weight) * old + weight * (vs**p).mean().item() for old, p in ((first, 1), (second, 2)))
         learn(pair, batch)
