@@ -37,12 +37,12 @@ _VECTORS: dict[str, Any] = {
     **_SMALL_BATCHES,
     **_ANY_SIZE,
     # 256 steps in few long unrolls instead of many short ones: half of an unroll of 32 is nearer to its end than the 17
-    # steps that lambda looks ahead. Hopper stayed below 400 with that, and came to 1,800 with this.
+    # steps that lambda looks ahead. HalfCheetah came to 4,800 with that and to 5,162 with this, one seed each.
     "num_actors": 8,
     "batch_size": 4,
     "unroll_length": 64,
     "learning_rate": 5e-4,  # falls to 0; 3e-4 of PPO's implementations is for four times as many updates a step
-    # As in PPO's implementations; LunarLander came to 105 without these two, to 194 with them.
+    # As in PPO's implementations; LunarLander came to 105 without these two, to 194 with them, one seed each.
     "separate_value": True,
     "initialisation": "orthogonal",
 }
