@@ -135,7 +135,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "systems": tuple(
         Row(f"{name}-{system}", env, steps, 3, None, flags={"preset": "classic", **flags}, panel=name)
-        for name, env, steps in (("CartPole", "CartPole-v1", 100_000), ("Breakout-MinAtar", "MinAtar/Breakout-v1", 1_000_000))
+        for name, env, steps in (("CartPole", "CartPole-v1", 100_000), ("Breakout-MinAtar", "MinAtar/Breakout-v1", 500_000))
         for system, flags in _SYSTEMS.items()
     ),
     "networks": tuple(
