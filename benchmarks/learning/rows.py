@@ -72,6 +72,16 @@ _SYSTEMS: dict[str, dict[str, Any]] = {
 }
 """The paper's systems and corrections, and PPO's surrogate, all with the preset `classic`: 8 unrolls in each update."""
 
+_WITHOUT: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "raw-observations": {"normalise_observations": False},
+    "raw-rewards": {"scale_rewards": False},
+    "state-dependent-std": {"state_independent_std": False},
+    "shared-value": {"separate_value": False},
+    "pytorch-initialisation": {"initialisation": "pytorch"},
+}
+"""The preset for continuous actions, and that without one of its settings each."""
+
 ROWS: dict[str, tuple[Row, ...]] = {
     "classic": (
         _same("CartPole-v1", 100_000, 3, 500, "SB3 PPO 500 @ 100K, A2C 500 @ 500K; CleanRL PPO 489"),
@@ -125,12 +135,25 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "SB3 A2C 627 @ 10M, PPO 960 @ 10M; CleanRL PPO 1,162 @ 10M, Baselines' PPO 1,018 @ 10M"),
     ),
     "flags": (
-        Row("CartPole-adam", "CartPole-v1", 100_000, 2, None, flags={"optimiser": "adam", "learning_rate": 1e-3}),
-        Row("CartPole-constant-rate", "CartPole-v1", 100_000, 2, None, flags={"learning_rate_schedule": "constant"}),
+        *(
+            Row(f"CartPole-{name}", "CartPole-v1", 100_000, 2, None, flags=flags, panel="CartPole-optimiser")
+            for name, flags in (
+                ("preset", {}), ("rmsprop", {"optimiser": "rmsprop"}), ("constant-rate", {"learning_rate_schedule": "constant"}),
+            )
+        ),
         *(
             Row(f"{name}-hundredfold{how}", env, steps, 2, None, flags={**_HUNDREDFOLD, **flags}, panel=f"{name}-hundredfold")
             for name, env, steps in (("CartPole", "CartPole-v1", 100_000), ("Pendulum", "Pendulum-v1", 150_000))
             for how, flags in (("", {"scale_rewards": False}), ("-popart", {"popart": True}), ("-scaled", {}))
+        ),
+        *(
+            Row(f"Hopper-{name}", "Hopper-v5", 250_000, 2, None, flags=flags, panel="Hopper-without")
+            for name, flags in _WITHOUT.items()
+        ),
+        *(
+            Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 150_000, 2, None, flags={"entropy_cost": 0.01, **flags},
+                panel="Pendulum-bonus")
+            for name, flags in (("squashed", {}), ("unsquashed", {"squashed_entropy": False}))
         ),
     ),
     "systems": tuple(
