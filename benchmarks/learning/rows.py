@@ -138,7 +138,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         *(
             Row(f"CartPole-{name}", "CartPole-v1", 100_000, 2, None, flags=flags, panel="CartPole-optimiser")
             for name, flags in (
-                ("preset", {}), ("rmsprop", {"optimiser": "rmsprop"}), ("constant-rate", {"learning_rate_schedule": "constant"}),
+                ("preset", {}), ("rmsprop", {"optimiser": "rmsprop"}),
+                ("constant-rate", {"learning_rate_schedule": "constant"}),
             )
         ),
         *(

@@ -16,7 +16,8 @@ from conftest import ROOT, wait_until
 
 from beast.run.folder import git_commit
 from beast.run.resolve import resolve_config
-from beast.settings.config import Config, is_name
+from beast.settings.config import Config
+from beast.settings.presets import WIDEST, is_name
 from benchmarks.learning import __main__ as suite
 from benchmarks.learning import page, results
 from benchmarks.learning.results import Curve, Run
@@ -73,7 +74,7 @@ def test_every_row_can_be_named_has_a_source_and_flags_that_exist():
         assert is_name(row.name)
         assert row.name not in ROWS
         assert row.target is None or row.published.startswith(tuple(SOURCES)), row.name
-        Config.from_flat({"env": row.env, "total_steps": row.steps, "stop_at_return": row.target, **row.flags})
+        Config.from_flat({**WIDEST, "env": row.env, "total_steps": row.steps, "stop_at_return": row.target, **row.flags})
 
 
 def test_parts_and_rows_are_chosen_by_name():
