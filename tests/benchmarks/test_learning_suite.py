@@ -16,8 +16,8 @@ from conftest import ROOT, wait_until
 
 from beast.run.folder import git_commit
 from beast.run.resolve import resolve_config
-from beast.settings.config import Config
-from beast.settings.presets import WIDEST, is_name
+from beast.settings.config import Config, is_name
+from beast.settings.presets import WIDEST
 from benchmarks.learning import __main__ as suite
 from benchmarks.learning import page, results
 from benchmarks.learning.results import Curve, Run
