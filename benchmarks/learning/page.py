@@ -216,14 +216,14 @@ def _draw_seeds(row: Row, have: list[Result], by_steps: Any, by_minutes: Any) ->
 
 
 def _draw_means(title: str, rows: list[Row], have: list[Result], by_steps: Any, by_minutes: Any) -> None:
-    """Draw one line for each row: the mean of its seeds, as far as all of them came."""
+    """Draw one line for each row: the mean of its seeds at the same steps, as far as all of them came."""
     for number, row in enumerate(rows):
         curves = [result["curve"] for result in have if result["row"] == row.name and result["curve"].returns]
+        if not curves:
+            continue
+        steps = np.linspace(max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves), 200)
+        returns = np.mean([np.interp(steps, c.steps, c.returns) for c in curves], axis=0)
+        minutes = np.mean([np.interp(steps, c.steps, c.minutes) for c in curves], axis=0)
         style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--", "linewidth": 1.2}
-        for panel, axis in ((by_steps, "steps"), (by_minutes, "minutes")):
-            if curves:
-                xs = np.linspace(
-                    max(getattr(c, axis)[0] for c in curves), min(getattr(c, axis)[-1] for c in curves), 200
-                )
-                mean = np.mean([np.interp(xs, getattr(c, axis), c.returns) for c in curves], axis=0)
-                panel.plot(xs / 1e6 if axis == "steps" else xs, mean, label=row.name.removeprefix(f"{title}-"), **style)
+        for panel, xs in ((by_steps, steps / 1e6), (by_minutes, minutes)):
+            panel.plot(xs, returns, label=row.name.removeprefix(f"{title}-"), **style)
