@@ -74,7 +74,9 @@ def test_every_row_can_be_named_has_a_source_and_flags_that_exist():
         assert is_name(row.name)
         assert row.name not in ROWS
         assert row.target is None or row.published.startswith(tuple(SOURCES)), row.name
-        Config.from_flat({**WIDEST, "env": row.env, "total_steps": row.steps, "stop_at_return": row.target, **row.flags})
+        Config.from_flat(
+            {**WIDEST, "env": row.env, "total_steps": row.steps, "stop_at_return": row.target, **row.flags}
+        )
 
 
 def test_parts_and_rows_are_chosen_by_name():
