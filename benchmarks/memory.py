@@ -27,6 +27,7 @@ from beast.report.files import write_json
 from beast.run.folder import git_commit
 from benchmarks.same_numbers import ROOT, checked_out
 
+PRECISIONS = ("bfloat16", "float32")
 FLAGS = ["--env", "PongNoFrameskip-v4", "--model", "impala_resnet", "--device", "cpu"]
 WARM_UP = 3  # updates; compute threads are given out, and memory has seen all that it will see
 PEAKS = ("all_pss_mb", "learner_pss_mb", "learner_rss_mb")
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--updates", type=int, default=20, metavar="N", help="updates of a training run, after three more [20]"
     )
     parser.add_argument("--profile_seconds", type=float, default=20.0, metavar="X", help="of profile; 0: none [20]")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="number formats [both]")
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE, after each run")
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help=f"of the run [{' '.join(FLAGS)}]")
     values = parser.parse_args(arguments)
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch, checked_out(values.against, Path(scratch) / "other") as other:
         for number in range(values.rounds):
             sides = [("theirs", other), ("ours", ROOT)]
-            for precision in ("bfloat16", "float32"):
+            for precision in values.precisions:
                 for side, checkout in sides if number % 2 else reversed(sides):
                     given = [*flags, "--precision", precision]
                     figures = training(checkout, Path(tempfile.mkdtemp(dir=scratch)), given, values.updates)
