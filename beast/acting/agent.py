@@ -9,7 +9,7 @@ import numpy as np
 
 from beast.acting.policy import Policy
 from beast.core.data import Array, ArraySpec, Chosen, Nested, flatten, map_nested
-from beast.envs.base import spec_of
+from beast.envs.spaces import spec_of
 
 
 class _Row(NamedTuple):

@@ -18,7 +18,8 @@ import numpy as np
 from beast.core.data import ArraySpec
 from beast.core.errors import EnvError
 from beast.envs import wrappers
-from beast.envs.base import Adapter, VectorEnvs
+from beast.envs.adapter import Adapter
+from beast.envs.base import VectorEnvs
 from beast.envs.wrappers import Standard
 
 ACTION_REPEAT = 4

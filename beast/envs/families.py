@@ -15,7 +15,7 @@ import gymnasium
 
 from beast.core.errors import EnvError
 from beast.core.names import NoSuchModule, import_named
-from beast.envs.base import OldStyle
+from beast.envs.old_style import OldStyle
 from beast.envs.spaces import Codes
 
 for _name in ("Catch", "Synthetic"):

@@ -1,14 +1,20 @@
-"""Observation spaces that say more than Gymnasium's: words of a text, codes of a grid. Models choose layers by them."""
+"""Spaces: how each is stored, and two that say more than Gymnasium's: words of a text and codes of a grid.
+
+Models choose layers by them.
+"""
 
 from __future__ import annotations
 
 import re
 import zlib
+from typing import Any
 
 import gymnasium
 import numpy as np
 
-from beast.core.data import Array
+from beast.core.data import Array, ArraySpec, Nested
+from beast.core.distributions import Distribution, distribution_for
+from beast.core.errors import EnvError
 
 BUCKETS = 1000
 """Number of buckets into which words are hashed (the paper's language channel)."""
@@ -72,3 +78,43 @@ def words_of(space: gymnasium.Space) -> Words:  # type: ignore[type-arg]
     """Return the space in which a text is stored."""
     characters = int(getattr(space, "max_length", 2 * MAX_WORDS))
     return Words(max(1, min(MAX_WORDS, (characters + 1) // 2)))
+
+
+def spec_of(space: gymnasium.Space[Any], stack: int = 1, where: str = "") -> Nested:
+    """Return the nested ArraySpec of an observation space.
+
+    Args:
+        space: built of Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple.
+        stack: successive frames in a Box's axis 0.
+        where: the keys that lead to the space, for the error.
+
+    Raises:
+        EnvError: for any other space, and for an empty one.
+    """
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Dict) and space.spaces:
+        return {key: spec_of(part, where=f"{where}[{key!r}]") for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple) and space.spaces:
+        return tuple(spec_of(part, where=f"{where}[{i}]") for i, part in enumerate(space.spaces))
+    if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        dtype, shape = np.dtype(space.dtype), space.shape
+        assert shape is not None
+        if dtype.kind in "buif" and 0 not in shape:
+            return ArraySpec(tuple(shape), dtype, stack)
+    at = f" at observation_space{where}" if where else ""
+    raise EnvError(
+        f"unsupported observation space {space}{at}: use Box, Discrete, MultiDiscrete, MultiBinary, Text, or a Dict or Tuple "
+        "of them (--wrapper my_package.my_module:wrap can change it or leave it out)"
+    )
+
+
+def known_distribution(space: gymnasium.Space[Any]) -> Distribution:
+    """Return the distribution of an action space's actions.
+
+    Raises:
+        EnvError: if there is none.
+    """
+    try:
+        return distribution_for(space)
+    except ValueError as error:
+        raise EnvError(str(error)) from error

@@ -1,6 +1,6 @@
 """The standard wrappers for every environment: `Standard` holds their flags, `apply` puts them on.
 
-Their order from the environment outwards: the user's own wrappers, the adapter (`beast/envs/base.py`), sticky actions,
+Their order from the environment outwards: the user's own wrappers, the adapter (`beast/envs/adapter.py`), sticky actions,
 action repeat, time limit, size and colours of pictures, frame stack. Wrappers that Gymnasium has are Gymnasium's.
 """
 
@@ -18,8 +18,9 @@ from gymnasium.wrappers import FrameStackObservation, StickyAction, TimeLimit
 
 from beast.core.data import Array
 from beast.core.errors import EnvError
-from beast.envs.base import Adapter, as_gymnasium
+from beast.envs.adapter import Adapter
 from beast.envs.families import codes_of, codes_space, import_member, split_wrappers
+from beast.envs.old_style import as_gymnasium
 
 
 @dataclass(frozen=True)

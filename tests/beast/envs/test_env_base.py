@@ -9,7 +9,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from beast.core.data import ArraySpec
 from beast.core.errors import EnvError
 from beast.envs import EnvChoice
-from beast.envs.base import METRICS, VectorEnvs, spec_of, vector_of
+from beast.envs.adapter import METRICS
+from beast.envs.base import VectorEnvs, vector_of
+from beast.envs.spaces import spec_of
 
 NAN = float("nan")
 

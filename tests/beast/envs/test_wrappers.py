@@ -13,7 +13,7 @@ from row_table import check_table, unrolls
 
 from beast.core.errors import EnvError
 from beast.envs import EnvChoice, Standard
-from beast.envs.base import Adapter
+from beast.envs.adapter import Adapter
 from beast.envs.wrappers import ActionRepeat, Pictures, grey, is_picture, resized
 
 TINY = ["--num_actors", 2, "--num_actor_processes", 0, "--unroll_length", 5, "--batch_size", 2, "--total_steps", 30]

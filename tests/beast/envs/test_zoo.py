@@ -16,7 +16,8 @@ from row_table import check_table, unrolls
 
 from beast.core.errors import EnvError
 from beast.envs import EnvChoice
-from beast.envs.base import Adapter, VectorEnvs
+from beast.envs.adapter import Adapter
+from beast.envs.base import VectorEnvs
 
 TINY = ["--num_actors", 2, "--num_actor_processes", 0, "--unroll_length", 8, "--batch_size", 2, "--total_steps", 48]
 RUNNING = [*zoo.OBSERVATIONS, *zoo.ACTIONS, *zoo.OTHERS]
