@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `[N, C, H, W]` for `[N, C, H, W]`."""
-        # In place where no gradient needs what is overwritten: tensors are large here, and each new one is more memory to write.
+        # In place where no gradient needs what is overwritten: tensors are large here, and a new one is more memory to write.
         y: torch.Tensor = self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
         return y.add_(x)
 

@@ -73,7 +73,7 @@ _SYSTEMS: dict[str, dict[str, Any]] = {
 """The paper's systems and corrections, and PPO's surrogate, with 8 unrolls in each update."""
 
 _PAPERS_BY_EIGHT = {"num_actors": 16, "batch_size": 8, "learning_rate_schedule": "constant"}
-"""The paper's settings for Atari in smaller steps: with its batches of 32, Pong takes off after twice as many frames."""
+"""The paper's settings for Atari in smaller steps: with its batches of 32, Pong takes off much later (docs/log.md)."""
 
 _WITHOUT: dict[str, dict[str, Any]] = {
     "preset": {},
