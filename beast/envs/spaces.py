@@ -1,6 +1,6 @@
-"""Spaces: how each is stored, and two that say more than Gymnasium's: words of a text and codes of a grid.
+"""Spaces: how observations are stored, which distribution actions have, and two spaces that say more than Gymnasium's.
 
-Models choose layers by them.
+Those are the words of a text and the codes of a grid; models choose their layers by them.
 """
 
 from __future__ import annotations
