@@ -1,7 +1,8 @@
-"""Speed of the paper's systems (table 1) beside IMPALA's, in turn on one machine: `python -m benchmarks.systems`.
+"""Speed of the paper's systems beside IMPALA's, in turn on one machine: `python -m benchmarks.systems`.
 
-Machines are noisy, so the systems follow each other, round after round, each time in another order, and what is told is the
-median over rounds of each one's speed divided by that of MonoBeast's IMPALA in the same round.
+They are the rows of tables 1 and 2, a fixed lag, and PPO's surrogate. Machines are noisy, so the systems follow each other,
+round after round, each time in another order, and what is told is the median over rounds of each one's speed divided by that
+of MonoBeast's IMPALA in the same round.
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
     "batched A2C, sync trajectory": ("--pace", "unroll"),
     "batched A2C, dynamic batching": (*POLYBEAST, "--pace", "unroll"),
     "batched A2C, sync step": (*POLYBEAST, "--pace", "step"),
+    "one_step": ("--correction", "one_step"),
+    "epsilon": ("--correction", "epsilon"),
+    "none": ("--correction", "none"),
+    "replay": ("--replay_capacity", "10000"),
+    "lag of 10 updates": ("--policy_lag", "10"),
+    "appo": ("--algorithm", "appo"),
 }
-"""Rows of the table and the flags that make them; speeds are told as parts of the first one's."""
+"""Rows of the tables and the flags that make them; speeds are told as parts of the first one's."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,14 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.systems", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each system [3]")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="steady seconds of each run [20]")
+    parser.add_argument(
+        "--only", nargs="+", choices=SYSTEMS, default=[], metavar="NAME", help="these, and IMPALA [all]"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE, after each round")
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of the trainer, e.g. -- --env Catch-v0")
     values = parser.parse_args(arguments)
+    wanted = [name for name in SYSTEMS if not values.only or name in ("IMPALA", *values.only)]
     rounds: list[dict[str, float]] = []
     figures: dict[str, Any] = {}
     for number in range(values.rounds):
         found = {}
-        for name in random.Random(number).sample(list(SYSTEMS), len(SYSTEMS)):
+        for name in random.Random(number).sample(wanted, len(wanted)):
             with tempfile.TemporaryDirectory() as scratch:
                 found[name] = speed(ROOT, Path(scratch), values.seconds, [*SYSTEMS[name], *values.flags])
             print(f"round {number + 1}: {name} {found[name]:,.0f} SPS", flush=True)
@@ -71,6 +82,7 @@ def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
             "ratio": statistics.median(found[name] / found[first] for found in rounds),
         }
         for name, flags in SYSTEMS.items()
+        if name in rounds[0]
     }
     return {"systems": systems, "rounds": rounds}
 
