@@ -36,7 +36,9 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
     "lag of 10 updates": ("--policy_lag", "10"),
     "appo": ("--algorithm", "appo"),
 }
-"""Rows of the tables and the flags that make them; speeds are told as parts of the first one's."""
+"""Rows of the tables and the flags that make them."""
+FIRST = next(iter(SYSTEMS))
+"""Speeds are told as parts of this one's, which is always measured."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE, after each round")
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of the trainer, e.g. -- --env Catch-v0")
     values = parser.parse_args(arguments)
-    wanted = [name for name in SYSTEMS if not values.only or name in ("IMPALA", *values.only)]
+    wanted = [name for name in SYSTEMS if not values.only or name in (FIRST, *values.only)]
     rounds: list[dict[str, float]] = []
     figures: dict[str, Any] = {}
     for number in range(values.rounds):
@@ -74,12 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
     """The median speed of each system, and the median of its speed's ratio to the first one's in the same round."""
-    first = next(iter(SYSTEMS))
     systems = {
         name: {
             "flags": list(flags),
             "sps": statistics.median(found[name] for found in rounds),
-            "ratio": statistics.median(found[name] / found[first] for found in rounds),
+            "ratio": statistics.median(found[name] / found[FIRST] for found in rounds),
         }
         for name, flags in SYSTEMS.items()
         if name in rounds[0]
