@@ -11,7 +11,11 @@ import torch
 
 from beast.core.algorithms import Algorithm
 from beast.core.gradients import Gradient, Gradients
-from beast.core.optimisers import OPTIMISERS, Optimiser, OptimiserConfig
+from beast.core.optimisers import OPTIMISERS, Moments, Optimiser, OptimiserConfig
+
+PIECE = 1 << 17
+"""Numbers of a vector that an elementwise optimiser steps at once on a CPU: so few that what one operation writes is still in
+the core's cache for the next."""
 
 
 class Update(NamedTuple):
@@ -44,6 +48,12 @@ class Learner:
         self._optimiser: Optimiser = OPTIMISERS[optimiser.optimiser](optimiser)
         self._moments = self._optimiser.start(self._masters)
         self._has_hook = type(self._algorithm).after_update is not Algorithm.after_update
+        size = self._masters.numel()
+        # Its own word, because a subclass of an elementwise optimiser need not be one.
+        elementwise = vars(type(self._optimiser)).get("elementwise", False)
+        in_pieces = elementwise and not self._has_hook and self._masters.device.type == "cpu"
+        pieces = [slice(start, start + PIECE) for start in range(0, size, PIECE)]
+        self._pieces = pieces if in_pieces else [slice(None)]
         self.steps = 0
         """Agent steps so far, learned from or skipped."""
         self.updates = 0
@@ -66,19 +76,13 @@ class Learner:
             gradient: summed over all ranks and micro-batches.
             steps: agent steps that it accounts for; of several passes over a batch only the first has any.
         """
-        vector, norm = gradient.vector, torch.linalg.vector_norm(gradient.vector)  # finite only if every element is
+        norm = torch.linalg.vector_norm(gradient.vector)  # finite only if every element is
         finite = norm.isfinite()
-        if self._config.grad_norm_clipping:
-            vector.mul_((self._config.grad_norm_clipping / (norm + 1e-6)).clamp(max=1.0))
-        masters, moments = self._optimiser.step(self._masters, vector, self._moments, self.learning_rate)
         before = [part.statistics.clone() for part in (self.acting, self.own)]
         split = torch.split(gradient.sums, [part.num_sums for part in (self.acting, self.own)])
         for part, sums in zip((self.acting, self.own), split, strict=True):
             part.merge(sums)
-        if self._has_hook:
-            self._algorithm.after_update(self._named(masters), self._statistics(*before), self._statistics())
-        for new, old in ((masters, self._masters), *((moments[name], old) for name, old in self._moments.items())):
-            torch.where(finite, new, old, out=old)
+        self._step(gradient.vector, norm, finite, before)
         for part, old in zip((self.acting, self.own), before, strict=True):
             if old.numel():
                 torch.where(finite, part.statistics, old, out=part.statistics)
@@ -86,6 +90,25 @@ class Learner:
         self.steps += steps
         self.updates += 1
         return Update(self.updates, {**gradient.metrics, "grad_norm": norm, "finite": finite})
+
+    def _step(self, vector: torch.Tensor, norm: torch.Tensor, finite: torch.Tensor, before: list[torch.Tensor]) -> None:
+        """Clip the gradient and step masters and moments, piece by piece, wherever it is finite."""
+        clip, rate = self._config.grad_norm_clipping, self.learning_rate
+        scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else None
+        moments: Moments = {}
+        for piece in self._pieces:
+            masters, old = self._masters[piece], {name: x[piece] if x.dim() else x for name, x in self._moments.items()}
+            gradient = vector[piece] if scale is None else vector[piece].mul_(scale)
+            stepped, moments = self._optimiser.step(masters, gradient, old, rate)
+            if self._has_hook:
+                self._algorithm.after_update(self._named(stepped), self._statistics(*before), self._statistics())
+            _replace(finite, masters, stepped)
+            for name, x in old.items():
+                if x.dim():
+                    _replace(finite, x, moments[name])
+        for name, x in self._moments.items():  # a single number is the same for all pieces, so each needs the old one
+            if not x.dim():
+                _replace(finite, x, moments[name])
 
     def _hand_over(self) -> None:
         """Round the masters into the vectors that the model and the algorithm compute with."""
@@ -155,6 +178,14 @@ class Learner:
                     )
                 moment.copy_(kept)
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
+
+
+def _replace(condition: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> None:
+    """Write `new` into `old` if the condition holds. A CPU may look at it; for a GPU that would mean to wait."""
+    if condition.device.type != "cpu":
+        torch.where(condition, new, old, out=old)
+    elif condition:
+        old.copy_(new)
 
 
 def master_parameters(model: torch.nn.Module) -> torch.Tensor:

@@ -43,21 +43,23 @@ class Learning:
         """Held from a unit's first gradient until it is published: who takes it sees the learner between two units."""
 
     def once(self, timeout: float, over: Callable[[], bool]) -> bool:
-        """Wait for a unit of work, learn from it and publish. Several threads may call this: one prepares while another learns.
+        """Wait at most `timeout` seconds for a unit of work, and learn from it. Return False if none was learned from."""
+        work = self.source.next(timeout)
+        return work is not None and self.learn(work, over)
+
+    def learn(self, work: Work, over: Callable[[], bool]) -> bool:
+        """Learn from a unit of work and publish. Several threads may call this: one prepares while another learns.
 
         Args:
-            timeout: seconds to wait for a unit.
+            work: the unit.
             over: asked before anything is changed; True leaves the unit.
 
         Returns:
-            False if no unit came in time, `over` returned True, or a rank has left.
+            False if `over` returned True, or a rank has left.
 
         Raises:
             FloatingPointError: if weights became infinite or NaN, or too many updates in a row were skipped.
         """
-        work = self.source.next(timeout)
-        if work is None:
-            return False
         with self.clock.time("copy"):
             to_learn = work.batch if work.gradient is None else None
             staged = None if to_learn is None else self.gradients.to_device(to_learn)
@@ -104,7 +106,10 @@ class Learning:
         on_cpu = self.gradients.device.type == "cpu"
         most = min(2 * compute_threads, usable_cores()) if on_cpu else compute_threads
         threads = ComputeThreads(compute_threads, most, use_compute_threads)
+        end = time.monotonic()  # of the unit before
         while not over():
-            start = time.monotonic()
-            if self.once(0.2, over):
-                threads.note(time.monotonic() - start, self.source.behind)
+            work, found = self.source.next(0.2), time.monotonic()
+            if work is not None and self.learn(work, over):
+                now = time.monotonic()
+                threads.note(now - end, waited=found - end)
+                end = now

@@ -204,11 +204,6 @@ class ReplaySource:
         ages = {"replay_age_mean": total / count, "replay_age_max": float(most)} if count else {}
         return {"replay_unrolls": float(len(self._replay)), **ages}
 
-    @property
-    def behind(self) -> bool:
-        """Whether the next fresh unit is already there."""
-        return self._source.behind
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the source below; the replay is in no checkpoint."""
         return self._source.state_dict()

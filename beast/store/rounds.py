@@ -67,8 +67,3 @@ class RoundSource(StoreSource):
     def done(self, work: Work) -> None:
         """Begin the next round, now that the update is published."""
         self._store.free(list(work.slots))
-
-    @property
-    def behind(self) -> bool:
-        """Whether the next batch is there already: never, since actors wait for the update."""
-        return False

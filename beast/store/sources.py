@@ -48,10 +48,6 @@ class Source(Protocol):
     def done(self, work: Work) -> None:
         """Note that a unit was learned from and that the resulting weights are published."""
 
-    @property
-    def behind(self) -> bool:
-        """Whether the next unit is waiting already: then the learner limits the speed."""
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold of work that was not taken yet: tensors and plain types."""
 
@@ -88,11 +84,6 @@ class StoreSource:
 
     def done(self, work: Work) -> None:
         """Do nothing: the slots are free already."""
-
-    @property
-    def behind(self) -> bool:
-        """Whether the store holds another full batch."""
-        return self._store.fill()["full"] >= self._batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Return the unrolls that no batch has taken."""

@@ -84,8 +84,6 @@ class LastAgain:
     def __init__(self, source):
         self.source, self.last = source, None
 
-    behind = False
-
     def next(self, timeout):
         if self.last is not None:
             again, self.last = self.last._replace(steps=0, versions=self.last.versions[:0], episodes=[]), None

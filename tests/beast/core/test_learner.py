@@ -15,13 +15,14 @@ from gymnasium import spaces
 from torch import nn
 from torch.testing import assert_close
 
+from beast.core import learner as learner_module
 from beast.core.algorithms import PlainLoss, impala
 from beast.core.data import ArraySpec, Batch, ModelOutput
 from beast.core.distributions import distribution_for
 from beast.core.flat import FlatModel
 from beast.core.gradients import Gradients
 from beast.core.learner import Learner, master_parameters
-from beast.core.optimisers import OptimiserConfig
+from beast.core.optimisers import OptimiserConfig, RMSProp
 from beast.models import impala_shallow, mlp
 
 RMSPROP = json.loads((Path(__file__).parents[2] / "data" / "rmsprop.json").read_text())
@@ -334,6 +335,43 @@ def test_an_update_that_is_not_finite_changes_nothing(dtype, optimiser, field, v
     assert learn(learner, random_batch(2))["finite"]
     assert not torch.equal(before[0], learner.acting.parameters)
     assert all(x.isfinite().all() for x in everything(learner))
+
+
+@OPTIMISERS
+def test_a_step_piece_by_piece_is_the_step_of_the_whole(monkeypatch, optimiser):
+    """Clipped gradients, a refused one among them; the moments that are single numbers take one step an update."""
+    torch.manual_seed(0)
+    model, ways = mlp.Model(VECTOR, DISCRETE), []
+    for piece in (1000, 1 << 30):
+        monkeypatch.setattr(learner_module, "PIECE", piece)
+        ways.append(
+            make_learner(copy.deepcopy(model), impala.loss, impala.Config(), grad_norm_clipping=0.5, **optimiser)
+        )
+    assert ways[0].acting.parameters.numel() % 1000 > 0
+    for seed in range(4):
+        batch = random_batch(seed)
+        for way in ways:
+            learn(way, poison(batch, "loss", torch.nan) if seed == 2 else batch)
+    for one, same in zip(*(everything(way) for way in ways), strict=True):
+        assert_close(one, same, rtol=1e-6, atol=0)
+
+
+class ByNorm(RMSProp):
+    """A subclass that is not elementwise: steps of one length."""
+
+    def step(self, parameters, gradient, moments, learning_rate):
+        return parameters - learning_rate * gradient / gradient.norm(), moments
+
+
+def test_an_optimiser_of_ones_own_gets_the_whole_vector(monkeypatch):
+    monkeypatch.setattr(learner_module, "PIECE", 1000)
+    monkeypatch.setitem(learner_module.OPTIMISERS, "by_norm", ByNorm)
+    learner = make_learner(
+        mlp.Model(VECTOR, DISCRETE), impala.loss, impala.Config(), optimiser="by_norm", learning_rate=0.1
+    )
+    before = learner.acting.parameters.clone()
+    learn(learner, random_batch(0))
+    assert_close((learner.acting.parameters - before).norm(), torch.tensor(0.1), rtol=1e-4, atol=0)
 
 
 @OPTIMISERS

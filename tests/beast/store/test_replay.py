@@ -190,8 +190,6 @@ def test_threads_draw_whole_unrolls_while_others_come():
 class Fresh:
     """Batches of `size` unrolls, numbered on; each one's version is its batch's number."""
 
-    behind = True
-
     def __init__(self, size):
         self.size, self.number, self.heard = size, 0, []
 
@@ -237,7 +235,6 @@ def test_fresh_unrolls_alone_count(batch_size, fresh):
         source.done(work)
         source.learned(work, number=update + 1)
     assert below.heard == [(n,) for n in range(1, 13)]
-    assert source.behind
     assert source.state_dict() == {"unlearned": [torch.tensor(12)]}  # the replay is not in it
     source.load_state_dict({"unlearned": [torch.tensor(5)]})
     assert below.number == 5

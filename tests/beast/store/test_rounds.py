@@ -122,7 +122,6 @@ def test_the_source_orders_by_actor_and_waits_until_it_hears_of_the_publication(
         work = source.next(timeout=0)
         assert work.batch.actor.tolist() == list(range(NUM_ACTORS))
         assert work.steps == 2 * NUM_ACTORS
-        assert not source.behind
         assert all(port.acquire(timeout=0) is None for port in ports.values())
         source.done(work)
 
