@@ -1,7 +1,7 @@
 """Peak memory and speed of another commit and of this tree in turn: `python -m benchmarks.memory --against COMMIT`.
 
 For each number format a real training run, watched from outside and stopped by Ctrl-C, and `run.py profile`, which watches
-itself; the deep network on Pong with default flags, unless others follow `--`.
+itself; the deep network on Pong with the paper's batches, unless other flags follow `--`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from beast.run.folder import git_commit
 from benchmarks.same_numbers import ROOT, checked_out
 
 PRECISIONS = ("bfloat16", "float32")
-FLAGS = ["--env", "PongNoFrameskip-v4", "--model", "impala_resnet", "--device", "cpu"]
+FLAGS = [
+    "--env", "PongNoFrameskip-v4", "--model", "impala_resnet", "--device", "cpu", "--num_actors", "48", "--batch_size", "32"
+]  # fmt: skip
 WARM_UP = 3  # updates; compute threads are given out, and memory has seen all that it will see
 PEAKS = ("all_pss_mb", "learner_pss_mb", "learner_rss_mb")
 

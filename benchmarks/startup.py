@@ -73,7 +73,7 @@ def points(seconds: float) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         f"{model} {trainer} 48 actors": partial(
             measure,
-            {"env": "PongNoFrameskip-v4", "model": model, "trainer": trainer, "num_actors": 48},
+            {"env": "PongNoFrameskip-v4", "model": model, "trainer": trainer, "num_actors": 48, "batch_size": 32},
             seconds,
         )
         for trainer in TRAINERS

@@ -30,7 +30,7 @@ def settings() -> list[dict[str, Any]]:
         varied += [{"trainer": trainer, "num_actors": actors} for actors in ACTORS]
         varied += [{"trainer": trainer, "model": model, "device": device} for device in devices for model in MODELS]
     base = {"env": "PongNoFrameskip-v4", "trainer": "monobeast", "model": MODELS[0], "use_lstm": False,
-            "num_actors": 48, "device": devices[0]}  # fmt: skip
+            "num_actors": 48, "batch_size": 32, "device": devices[0]}  # fmt: skip
     return list({name_of(base | values): base | values for values in varied}.values())
 
 

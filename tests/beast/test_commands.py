@@ -89,7 +89,7 @@ def test_the_short_help_shows_the_flags_used_most_first(call):
 
 def test_the_help_shows_what_presets_make_of_a_default(call):
     out = " ".join(call("--help-all").out.split())
-    named = ", ".join(f"{name}: {values['num_actors']}" for name, values in PRESETS.items() if name != "atari")
+    named = ", ".join(f"{name}: {values['num_actors']}" for name, values in PRESETS.items() if "num_actors" in values)
     assert f"[48; {named}]" in out
     assert "[50,000,000; classic: 500,000, " in out
     assert "[PongNoFrameskip-v4]" in out
@@ -283,7 +283,7 @@ def test_evaluate_checks_its_own_flags(call, arguments):
 
 
 def test_the_defaults_are_the_papers_for_atari():
-    assert PRESETS["atari"] == {}
+    assert PRESETS["paper"] == {}
     config = Config.from_flat({})
     papers = {
         "unroll_length": 20,
@@ -325,6 +325,7 @@ def test_the_environment_chooses_preset_and_model():
         assert {name: config.flat()[name] for name in settings} == settings
     config, task = resolve_config({"env": "PongNoFrameskip-v4"})
     assert config.run.preset == "atari"
+    assert (config.actors.num_actors, config.learner.batch_size) == (48, 8)
     assert config.learner.model == "atari_shallow"
 
 

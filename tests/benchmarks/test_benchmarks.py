@@ -81,7 +81,7 @@ def test_throughput_asks_for_every_model_trainer_and_number_of_actors_once():
     names = list(throughput.points(1.0))
     assert len(names) == len(set(names))
     for flags in throughput.settings():
-        assert set(flags) == {"env", "trainer", "model", "use_lstm", "num_actors", "device"}
+        assert set(flags) == {"env", "trainer", "model", "use_lstm", "num_actors", "batch_size", "device"}
     seen = [
         tuple(flags[key] for key in ("trainer", "model", "use_lstm", "num_actors")) for flags in throughput.settings()
     ]

@@ -10,13 +10,14 @@ import pytest
 from conftest import rows, wait_until
 
 MOST = 1.5e9
+PAPERS = ["--env", "PongNoFrameskip-v4", "--model", "impala_resnet", "--device", "cpu", "--preset", "paper"]
 LONG = 900.0  # seconds; a quiet machine needs twenty
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_the_resnet_trains_within_one_and_a_half_gigabytes(start, tmp_path, precision):
-    flags = ["--env", "PongNoFrameskip-v4", "--model", "impala_resnet", "--device", "cpu", "--precision", precision]
+    flags = [*PAPERS, "--precision", precision]
     program = start(*flags, "--report_every", 1, "--xpid", "run")
     most = 0
 
