@@ -49,10 +49,10 @@ class Learner:
         self._moments = self._optimiser.start(self._masters)
         self._has_hook = type(self._algorithm).after_update is not Algorithm.after_update
         size = self._masters.numel()
-        # Its own word, because a subclass of an elementwise optimiser need not be one.
+        # Not inherited, because a subclass of an elementwise optimiser need not be one.
         elementwise = vars(type(self._optimiser)).get("elementwise", False)
         in_pieces = elementwise and not self._has_hook and self._masters.device.type == "cpu"
-        pieces = [slice(start, start + PIECE) for start in range(0, size, PIECE)]
+        pieces = [slice(start, start + PIECE) for start in range(0, max(size, 1), PIECE)]
         self._pieces = pieces if in_pieces else [slice(None)]
         self.steps = 0
         """Agent steps so far, learned from or skipped."""

@@ -106,10 +106,9 @@ class Learning:
         on_cpu = self.gradients.device.type == "cpu"
         most = min(2 * compute_threads, usable_cores()) if on_cpu else compute_threads
         threads = ComputeThreads(compute_threads, most, use_compute_threads)
-        end = time.monotonic()  # of the unit before
+        end: float | None = None  # of the unit before; the first one waits for actors to start, which says nothing
         while not over():
             work, found = self.source.next(0.2), time.monotonic()
             if work is not None and self.learn(work, over):
-                now = time.monotonic()
-                threads.note(now - end, waited=found - end)
-                end = now
+                before, end = found if end is None else end, time.monotonic()
+                threads.note(end - before, waited=found - before)

@@ -250,7 +250,8 @@ def _value_text(value: Any) -> str:
 def preset_help() -> str:
     """Return a description of what each preset sets, for the end of the help."""
     lines = [
-        "presets, sets of defaults of which --preset auto chooses any but paper by the environment (flags that you give have priority):"
+        "presets, sets of defaults that --preset auto chooses by the environment, all but paper (flags that you give have"
+        " priority):"
     ]
     for name, values in PRESETS.items():
         text = (

@@ -33,7 +33,8 @@ CURES = {
 """From a bound to what would lift it."""
 
 DEFAULTS = {"trainer": "monobeast", "num_actors": 48, "batch_size": 32}
-"""Of the flags that every run names, those of the preset `paper`, with which the runs were planned; whichever another one names is not at its default."""
+"""Of the flags that every run names, those of the preset `paper`, with which the runs were planned: in a run's name only what
+differs is told."""
 
 
 WHOLE, ALONE = "whole run", "learner alone"

@@ -120,11 +120,12 @@ class Units:
     """Work that is there at once or after a wait, by a clock of its own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, wait: float) -> None:
-        self.now, self._wait = 0.0, wait
+        self.now, self._wait, self._start_up = 0.0, wait, 100.0
         monkeypatch.setattr(learning_module.time, "monotonic", lambda: self.now)
 
     def next(self, timeout: float) -> object:
-        self.now += self._wait
+        self.now += self._wait + self._start_up
+        self._start_up = 0.0
         return object()
 
     def learn(self, work: object, over: object) -> bool:
@@ -139,5 +140,5 @@ def test_whether_the_learner_waits_decides(monkeypatch: pytest.MonkeyPatch, wait
     monkeypatch.setattr(learning_module, "usable_cores", lambda: 8)
     units = Units(monkeypatch, wait)
     learning = SimpleNamespace(source=units, learn=units.learn, gradients=SimpleNamespace(device=torch.device("cpu")))
-    Learning.serve(learning, 3, lambda: units.now > 1.5 * UNITS)  # type: ignore[arg-type]
+    Learning.serve(learning, 3, lambda: units.now > 100.0 + 1.5 * UNITS)  # type: ignore[arg-type]
     assert asked == ([3, 6] if more else [3])
