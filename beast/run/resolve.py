@@ -116,7 +116,8 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool
     if choice.preset is not None:
         return choice.preset
     if _model_for(space) != "mlp":
-        return "atari" if any(_sides(part) >= LARGE for _, part in leaves(space)) else "small"
+        # Of pictures alone: beside numbers of any size, which need to be normalised, its RMSProp is at a loss.
+        return "atari" if all(_sides(part) >= LARGE for _, part in leaves(space)) else "small"
     if continuous:
         return "continuous"
     return "classic" if _only_whole_numbers(space) else "control"

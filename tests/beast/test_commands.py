@@ -9,17 +9,22 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, assert_one_line
+from gymnasium import spaces
 
 import beast
 from beast import commands
 from beast.core.errors import ConfigError
+from beast.envs.choice import EnvChoice
+from beast.run import resolve
 from beast.run.resolve import resolve_config
 from beast.settings.config import Config
 from beast.settings.flags import MOST_USED, field_docs
 from beast.settings.presets import PRESETS, WIDEST
 
+PICTURE = spaces.Box(0, 255, (60, 80, 3), np.uint8)
 SERIAL = ["--env", "Catch-v0", "--num_actors", 4, "--batch_size", 4, "--num_actor_processes", 0, "--total_steps", 160]
 
 
@@ -327,6 +332,19 @@ def test_the_environment_chooses_preset_and_model():
     assert config.run.preset == "atari"
     assert (config.actors.num_actors, config.learner.batch_size) == (48, 8)
     assert config.learner.model == "atari_shallow"
+
+
+@pytest.mark.parametrize(
+    ("parts", "preset"),
+    [
+        ({"picture": PICTURE}, "atari"),
+        ({"left": PICTURE, "right": PICTURE}, "atari"),
+        ({"picture": PICTURE, "ammunition": spaces.Box(-np.inf, np.inf, (1,))}, "small"),
+        ({"picture": PICTURE, "map": spaces.Box(0, 255, (10, 10, 3), np.uint8)}, "small"),
+    ],
+)
+def test_pictures_alone_get_the_preset_atari(parts, preset):
+    assert resolve._preset_for(EnvChoice("own"), spaces.Dict(parts), continuous=False) == preset
 
 
 def test_what_is_given_wins_over_the_preset():
