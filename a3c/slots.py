@@ -92,8 +92,6 @@ class GradientSource:
         clock: times the stages `wait` and `batch`.
     """
 
-    behind = False  # gradients wait where there are many workers; more compute threads for the learner would not help
-
     def __init__(self, slots: GradientSlots, stores: list[UnrollStore], device: torch.device, clock: Clock) -> None:
         self.slots, self.stores, self._device, self._clock = slots, stores, device, clock
         self._waiting: deque[int] = deque()  # numbers of workers

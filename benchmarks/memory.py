@@ -31,7 +31,7 @@ PRECISIONS = ("bfloat16", "float32")
 FLAGS = [
     "--env", "PongNoFrameskip-v4", "--model", "impala_resnet", "--device", "cpu", "--num_actors", "48", "--batch_size", "32"
 ]  # fmt: skip
-WARM_UP = 3  # updates; compute threads are given out, and memory has seen all that it will see
+WARM_UP = 3  # updates; memory has seen all that it will see
 PEAKS = ("all_pss_mb", "learner_pss_mb", "learner_rss_mb")
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 Moments = dict[str, torch.Tensor]
-"""Vectors `[P]` float32 by name."""
+"""Vectors `[P]` float32, or tensors without dimensions, by name."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Optimiser(Protocol):
     """An optimiser with its settings: the interface of what `OPTIMISERS` makes.
 
     A class may say of itself (a subclass again) `elementwise = True`: each number's step depends on that number alone, and
-    its moments are vectors `[P]` or single numbers. Then `step` may be given one piece of all vectors at a time, which is
-    faster on a CPU.
+    its moments are vectors `[P]` or tensors without dimensions. Then `step` may be given one piece of all vectors at a
+    time, which is faster on a CPU.
     """
 
     def start(self, parameters: torch.Tensor) -> Moments:

@@ -86,14 +86,8 @@ def allow_open_files(number: int = 1 << 16) -> int:
 
 
 def use_compute_threads(number: int) -> None:
-    """Set how many threads PyTorch computes with when the calling thread calls it; other threads keep theirs.
-
-    Numbers under 1e-38 count as zero there: the mean squares of weights that no longer learn get so small, and such numbers
-    take a CPU many times as long.
-    """
+    """Set how many threads PyTorch computes with when the calling thread calls it; other threads keep theirs."""
     import torch
-
-    torch.set_flush_denormal(True)
 
     torch.get_num_threads()  # otherwise the thread's first operation would reset it to what any thread set last
     torch.set_num_threads(number)

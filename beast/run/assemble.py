@@ -63,7 +63,7 @@ def assemble(
     """
     keep_freed_memory()
     torch.manual_seed(config.run.seed)
-    use_compute_threads(compute_threads(config, task))
+    use_compute_threads(compute_threads(config, task)[0])
     ranks = ranks or Ranks()
     resumes = int(state["resumes"]) + 1 if state else 0
     life = resumes * 1_000_000  # distinct for each life of a process over all resumes

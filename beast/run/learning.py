@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+import torch
+
 from beast.core.gradients import Gradient, Gradients, Staged
 from beast.core.learner import Learner, Update
 from beast.core.ranks import Ranks
-from beast.processes.machine import usable_cores, use_compute_threads
+from beast.processes.machine import use_compute_threads
 from beast.processes.status import Clock
 from beast.run.compute_threads import ComputeThreads
 from beast.run.reporter import Reporter
@@ -96,16 +98,18 @@ class Learning:
         acting = self.learner.acting
         self.weights.publish(acting.parameters, self.learner.updates, acting.statistics)
 
-    def serve(self, compute_threads: int, over: Callable[[], bool]) -> None:
+    def serve(self, fewest: int, most: int, over: Callable[[], bool]) -> None:
         """Learn from one unit after the other: the body of a learner thread.
 
         Args:
-            compute_threads: threads with which PyTorch computes; on a CPU twice as many where that is faster.
+            fewest: threads with which PyTorch computes.
+            most: threads that it takes instead where that is faster.
             over: returns whether to end.
         """
-        on_cpu = self.gradients.device.type == "cpu"
-        most = min(2 * compute_threads, usable_cores()) if on_cpu else compute_threads
-        threads = ComputeThreads(compute_threads, most, use_compute_threads)
+        # Numbers under 1e-38 count as zero here. The mean squares of weights that no longer learn get so small, and a CPU
+        # takes many times as long for such numbers.
+        torch.set_flush_denormal(True)
+        threads = ComputeThreads(fewest, most, use_compute_threads)
         end: float | None = None  # of the unit before; the first one waits for actors to start, which says nothing
         while not over():
             work, found = self.source.next(0.2), time.monotonic()

@@ -14,6 +14,7 @@ from beast.core.errors import CheckpointError, FailedElsewhere, RankLost
 from beast.core.learner import Learner
 from beast.core.names import to_type
 from beast.core.ranks import Ranks
+from beast.processes.launch import launch
 from beast.processes.machine import usable_cores
 from beast.processes.status import LocalStatus, StatusBoard
 from beast.processes.supervisor import Workers
@@ -104,9 +105,9 @@ class Trainer:
         if self.serial is not None:
             self._learn_all()  # unrolls that were not learned from when the run was stopped
             return
-        threads = compute_threads(self.config, self.task)
+        fewest, most = compute_threads(self.config, self.task)
         for i in range(learner_threads(self.config, self.task)):
-            self.threads.start(f"learner-{i}", lambda: self.learning.serve(threads, self._over))
+            self.threads.start(f"learner-{i}", lambda: self.learning.serve(fewest, most, self._over))
 
     def _loop(self) -> None:
         run = self.config.run
@@ -254,11 +255,15 @@ def learner_threads(config: Config, task: Task) -> int:
     return config.learner.num_learner_threads or (1 if task.device.type == "cpu" else 2)
 
 
-def compute_threads(config: Config, task: Task) -> int:
-    """Return the number of threads with which PyTorch computes for the learner at the start.
+def compute_threads(config: Config, task: Task) -> tuple[int, int]:
+    """Return the number of threads with which PyTorch computes for the learner at the start, and the most that it may take.
 
-    On a CPU that is half of the machine, until the learner turns out to need more.
+    On a CPU that is half of the machine, until one learner thread alone turns out to need all of it. Rounds repeat to the last
+    digit, so there the number, and with it the order of sums, does not follow the clock; nor among ranks, which wait for each
+    other.
     """
     if config.actors.serial or task.device.type != "cpu":
-        return 1
-    return max(1, usable_cores() // 2)
+        return 1, 1
+    half = max(1, usable_cores() // 2)
+    alone = learner_threads(config, task) == 1 and launch().size == 1
+    return half, usable_cores() if alone and not config.pace.in_rounds else half

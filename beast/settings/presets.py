@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # learn from fewer frames (Pong is at -17 after 0.75M steps instead of 1.0M; docs/log.md).
         "batch_size": 8,
     },
-    # The defaults of all flags, which are the paper's settings for Atari.
+    # The defaults of all flags, which are the paper's settings for Atari but for what docs/paper.md names.
     "paper": {},
     # Small arrays of whole numbers: tuned on CartPole-v1 alone, before there was `control`.
     "classic": {
