@@ -1,7 +1,8 @@
 """The speed of this tree beside another commit's, measured in pairs: `python -m benchmarks.interleaved --against COMMIT`.
 
 Machines are noisy, so a single figure says little: runs of both follow each other in pairs, in an order that changes from
-pair to pair, and the result is the median of the pairs' ratios with its 90 % interval (bootstrap over pairs).
+pair to pair, and the result is the median of the pairs' ratios with its 90 % interval (bootstrap over pairs). Flags that are
+not given are each commit's own defaults.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class ComputeThreads:
         """Seconds and units of a window that the other number may take; None if there is no trial now."""
         self._left = 0
         """Windows of the trial that are left."""
-        self._pause, self._until_trial = AGAIN, 1  # the first window holds what is done once
+        self._pause, self._until_trial = AGAIN, 0
+        """Windows from the last trial to the next, and until the next."""
         self._idle = 0
         """Windows in a row in which the learner waited."""
         use(fewest)

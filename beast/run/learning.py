@@ -44,11 +44,6 @@ class Learning:
         self.lock = threading.Lock()
         """Held from a unit's first gradient until it is published: who takes it sees the learner between two units."""
 
-    def once(self, timeout: float, over: Callable[[], bool]) -> bool:
-        """Wait at most `timeout` seconds for a unit of work, and learn from it. Return False if none was learned from."""
-        work = self.source.next(timeout)
-        return work is not None and self.learn(work, over)
-
     def learn(self, work: Work, over: Callable[[], bool]) -> bool:
         """Learn from a unit of work and publish. Several threads may call this: one prepares while another learns.
 

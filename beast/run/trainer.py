@@ -153,8 +153,9 @@ class Trainer:
         return self.learner.steps >= self.config.learner.total_steps
 
     def _learn_all(self) -> None:
-        while not self._finished() and self.learning.once(0.0, self._over):
-            pass
+        while not self._finished() and (work := self.learning.source.next(0.0)) is not None:
+            if not self.learning.learn(work, self._over):
+                return
 
     def _look_at(self, row: dict[str, float]) -> None:
         wanted, reached = self.config.run.stop_at_return, row.get("mean_episode_return", -math.inf)

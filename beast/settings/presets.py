@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Large pictures: found on Pong and Breakout, on a CPU.
     "atari": {
         # The paper's settings, but for its batches of 32 unrolls: four times as many updates, each of a quarter as many steps,
-        # learn from fewer frames (Pong is at -17 after 0.75M steps instead of 1.0M; docs/log.md).
+        # learn from fewer frames (Pong is at 0 after 1.0M steps instead of 1.45M; docs/log.md).
         "batch_size": 8,
     },
     # The defaults of all flags, which are the paper's settings for Atari but for what docs/paper.md names.
