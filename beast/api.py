@@ -26,7 +26,8 @@ from beast.processes.supervisor import start_fork_server
 from beast.run import finding
 from beast.run import folder as run_folder
 from beast.run.trust import NAMES_CODE, settings_of
-from beast.settings.config import Config, LearnerConfig, ModelConfig, RunConfig, section
+from beast.settings.checks import section
+from beast.settings.config import Config, LearnerConfig, ModelConfig, RunConfig
 
 if TYPE_CHECKING:
     import torch

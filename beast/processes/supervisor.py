@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from beast.core.errors import WorkerError
-from beast.processes import children
+from beast.processes import children, descendants
 from beast.processes.child import worker_main
 from beast.processes.children import LOST, ForkServerLost, Process
 from beast.processes.machine import allow_open_files
@@ -168,7 +168,7 @@ class Workers:
     def _look_at_memory(self, most: float) -> None:
         arrays = self.board.arrays
         looked_at = [w for w in self.workers if w.leaves and w.process.is_alive() and not arrays["leave"][w.index]]
-        for worker, held in zip(looked_at, children.memory([w.process.pid for w in looked_at]), strict=True):
+        for worker, held in zip(looked_at, descendants.memory([w.process.pid for w in looked_at]), strict=True):
             if held <= most:
                 continue
             if arrays["steps"][worker.index] == worker.first_step:

@@ -19,11 +19,12 @@ from beast.core.errors import ConfigError
 from beast.core.statistics import has_vectors
 from beast.envs import EnvChoice
 from beast.envs.spaces import Codes, Words, leaves
-from beast.processes.children import nothing_left_behind
+from beast.processes.descendants import nothing_left_behind
 from beast.processes.launch import launch
 from beast.processes.machine import has_fast_bfloat16
 from beast.run.crew import beast_module, check_pace, settle
-from beast.settings.config import Config, LearnerConfig, section
+from beast.settings.checks import section
+from beast.settings.config import Config, LearnerConfig
 from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS, WIDEST
 

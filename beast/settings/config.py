@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,46 +17,10 @@ from beast.core.errors import ConfigError, EnvError
 from beast.core.optimisers import OptimiserConfig
 from beast.envs import EnvChoice, Standard
 from beast.processes.machine import usable_cores
+from beast.settings.checks import at_least, check_types, one_of, section
 from beast.settings.pace import PaceConfig, implied
 from beast.settings.presets import PRESETS
 from beast.store.replay import ReplayConfig
-
-
-def _at_least(config: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} must be at least {least}, got {value}")
-
-
-def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
-    if getattr(config, name) not in allowed:
-        raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether it is a number other than NaN (which passes every check of a range), and no integer beyond any tensor."""
-    return (type(value) is float and not math.isnan(value)) or (type(value) is int and abs(value) < 2**62)
-
-
-_KINDS: dict[Any, tuple[str, Any]] = {
-    bool: ("true or false", lambda value: isinstance(value, bool)),
-    int: ("a whole number below 2^62", lambda value: type(value) is int and abs(value) < 2**62),
-    float: ("a number", _is_number),
-    str: ("text", lambda value: isinstance(value, str)),
-    dict: ("a JSON object", lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value)),
-}
-
-
-def _check_types(section: type, values: dict[str, Any]) -> None:
-    """Check the types of values, which may come from a file. A type that is not in _KINDS is checked by its own section."""
-    hints = typing.get_type_hints(section)
-    for name, value in values.items():
-        parts = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
-        kinds = [_KINDS.get(typing.get_origin(part) or part) for part in parts if part is not type(None)]
-        if (value is None and type(None) in parts) or None in kinds or any(kind and kind[1](value) for kind in kinds):
-            continue
-        raise ConfigError(f"--{name} must be {' or '.join(kind[0] for kind in kinds if kind)}, got {value!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +46,7 @@ class EnvironmentConfig(Standard, _Which):
     """Press FIRE after a lost life on Atari instead of the action that the policy chose."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "action_repeat", "frame_stack", "max_episode_steps")
+        at_least(self, 1, "action_repeat", "frame_stack", "max_episode_steps")
         if not 0 <= (self.repeat_action_probability or 0.0) < 1:
             raise ConfigError(f"--repeat_action_probability must lie in [0, 1), got {self.repeat_action_probability}")
         try:
@@ -123,8 +84,8 @@ class ActorsConfig:
     --pace unroll or step both are num_actors); rarely worth changing."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "num_actors", "unroll_length", "num_buffers")
-        _at_least(self, 0, "num_actor_processes")
+        at_least(self, 1, "num_actors", "unroll_length", "num_buffers")
+        at_least(self, 0, "num_actor_processes")
         if (self.num_actor_processes or 0) > self.num_actors:
             raise ConfigError(
                 f"--num_actor_processes ({self.num_actor_processes}) must not exceed --num_actors ({self.num_actors})"
@@ -182,8 +143,8 @@ class LearnerConfig:
     (docs/log.md)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "total_steps", "batch_size", "num_learner_threads")
-        _one_of(self, "precision", ("auto", "float32", "bfloat16"))
+        at_least(self, 1, "total_steps", "batch_size", "num_learner_threads")
+        one_of(self, "precision", ("auto", "float32", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -208,10 +169,10 @@ class InferenceConfig:
     the newest weights."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "inference_min_batch", "inference_max_batch")
-        _at_least(self, 0, "inference_timeout_ms")
-        _one_of(self, "inference", ("thread", "process"))
-        _one_of(self, "weights_sync", ("unroll", "step"))
+        at_least(self, 1, "inference_min_batch", "inference_max_batch")
+        at_least(self, 0, "inference_timeout_ms")
+        one_of(self, "inference", ("thread", "process"))
+        one_of(self, "weights_sync", ("unroll", "step"))
 
 
 @dataclass(frozen=True)
@@ -267,14 +228,14 @@ class RunConfig:
     (docs/extend.md)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
-        _at_least(self, 1, "eval_episodes", "max_skipped_updates")
+        at_least(self, 0, "keep_checkpoints", "eval_every", "max_restarts", "seed")
+        at_least(self, 1, "eval_episodes", "max_skipped_updates")
         times = ("checkpoint_every", "report_every", "actor_timeout", "rank_timeout", "max_minutes")
         for name in (*times, "max_actor_memory"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"--{name} must be positive, got {getattr(self, name)}")
-        _one_of(self, "preset", ("auto", *PRESETS))
+        one_of(self, "preset", ("auto", *PRESETS))
         if self.xpid is not None and not is_name(self.xpid):
             raise ConfigError(
                 f"--xpid must be the name of one new folder in --savedir (no space, no slash, no leading -), got {self.xpid!r}"
@@ -372,7 +333,7 @@ class Config:
         values = preset | implied(values, preset["num_actors"]) | values
         sections = {}
         left = set(values)
-        _check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
+        check_types(LearnerConfig, {name: values[name] for name in ("algorithm", "model") if name in values})
         for name, kind in cls.sections(values.get("algorithm", LearnerConfig.algorithm), values.get("model")).items():
             sections[name] = section(kind, values)
             left -= {f.name for f in dataclasses.fields(kind)}
@@ -395,17 +356,3 @@ class Config:
         """Return a copy with other values, given by flag name."""
         follows = ("batch_size",) if self.pace.in_rounds else ()  # num_actors
         return Config.from_flat({name: old for name, old in self.flat().items() if name not in follows} | values)
-
-
-def section(kind: type, values: dict[str, Any]) -> Any:
-    """Make one section of settings from flag values, which may include those of other sections.
-
-    Raises:
-        ConfigError: if a setting is wrong; the message names it.
-    """
-    own = {f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}
-    _check_types(kind, own)
-    try:
-        return kind(**own)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
