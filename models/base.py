@@ -47,6 +47,13 @@ class PolicyConfig:
     state_independent_std: bool = False
     """Learn one standard deviation for each number of a continuous action, whatever is observed, instead of letting the
     network say it."""
+    initial_std: float | None = 1.0
+    """Standard deviation of each number of a continuous action at first, before it is squashed into its bounds; none means
+    1 / sqrt(N) for actions of N numbers, so that all of them together stray as far as one does."""
+
+    def __post_init__(self) -> None:
+        if self.initial_std is not None and not 0 < self.initial_std < math.inf:
+            raise ValueError(f"--initial_std must be a positive number or none, got {self.initial_std}")
 
 
 class Head(nn.Linear):
@@ -127,8 +134,8 @@ class ActorCritic(nn.Module):
     """A network: torso, then clipped reward and one-hot last action as further features, an optional LSTM, and two heads.
 
     Subclasses call `__init__` with the torso's width and define `torso(observation) -> [N, width]`, where every leaf of
-    `observation` is `[N, ...]`, N = T * B. With `state_independent_std` log standard deviations are parameters of their own
-    (zero at first), and the policy head's answers in their places go unread.
+    `observation` is `[N, ...]`, N = T * B. With `state_independent_std` log standard deviations are parameters of their own,
+    and the policy head's answers in their places go unread. Either way log(initial_std) is added to them.
     """
 
     supports_bfloat16 = False
@@ -137,7 +144,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
         *, width: int, feed_last_step: bool | Literal["reward"], lstm: tuple[int, int] = (LSTM_SIZE, 1),
-        state_independent_std: bool = False,
+        state_independent_std: bool = False, initial_std: float | None = 1.0,
     ) -> None:  # fmt: skip
         """Make memory and heads.
 
@@ -149,6 +156,7 @@ class ActorCritic(nn.Module):
             feed_last_step: whether clipped reward and last action are further features; "reward" stands for the reward alone.
             lstm: the units of a layer, 0 for as many as inputs, and the number of layers.
             state_independent_std: whether log standard deviations are parameters of their own.
+            initial_std: of every number of an action; None stands for 1 / sqrt(how many there are).
         """
         super().__init__()
         distribution = distribution_for(action_space)
@@ -160,9 +168,13 @@ class ActorCritic(nn.Module):
         self.policy = Head(width, distribution.num_params)
         self.baseline = Head(width, 1)
         self.log_std = None
-        if state_independent_std and distribution.log_stds.any():
+        self._log_initial_std: float | None = None
+        if numbers := int(distribution.log_stds.sum()):
             self.register_buffer("_is_log_std", torch.from_numpy(distribution.log_stds), persistent=False)
-            self.log_std = nn.Parameter(torch.zeros(distribution.num_params))
+            if state_independent_std:
+                self.log_std = nn.Parameter(torch.zeros(distribution.num_params))
+            if initial_std != 1.0:
+                self._log_initial_std = -0.5 * math.log(numbers) if initial_std is None else math.log(initial_std)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -205,6 +217,8 @@ class ActorCritic(nn.Module):
         policy_logits = self.policy(x).view(rows, batch, -1)
         if self.log_std is not None:
             policy_logits = torch.where(self._is_log_std, self.log_std.float(), policy_logits)
+        if self._log_initial_std is not None:
+            policy_logits = policy_logits + self._is_log_std * self._log_initial_std
         value = self.baseline(self.value_features(observation, x)).view(rows, batch)
         return ModelOutput(policy_logits, value), core_state
 

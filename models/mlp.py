@@ -33,6 +33,7 @@ class Model(ActorCritic):
         """How weights are initialised: orthogonal, with a nearly uniform first policy, or pytorch (its layers' own)."""
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             check_initialisation(self.initialisation)
             if self.hidden_size < 1:
                 raise ValueError(f"--hidden_size must be at least 1, got {self.hidden_size}")
@@ -43,7 +44,7 @@ class Model(ActorCritic):
         size = config.hidden_size
         super().__init__(
             observation_space, action_space, use_lstm, width=size, feed_last_step=use_lstm,
-            state_independent_std=config.state_independent_std,
+            state_independent_std=config.state_independent_std, initial_std=config.initial_std,
         )  # fmt: skip
         for where, space in leaves(observation_space):
             if isinstance(space, Words):

@@ -83,6 +83,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "entropy_cost": 0.0,  # with 0.01 the deviation of Pendulum's policy grew until it was noise
         "squashed_entropy": True,  # so that a bonus which is asked for does no such thing
         "state_independent_std": True,  # as in PPO's implementations
+        # 1 / sqrt(N) for N numbers. With 1 for each, HalfCheetah's six drove it to and fro between its bounds, and it learned
+        # to slide on its back: about 900 after 300K steps instead of 2,600 and 1,600. Alone, a number needs 1, or
+        # MountainCarContinuous never sees its goal.
+        "initial_std": None,
     },
     # Small grids with a sparse reward at the end: found on MiniGrid-DoorKey-5x5.
     "minigrid": {

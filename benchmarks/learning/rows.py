@@ -155,6 +155,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
             for name, flags in _WITHOUT.items()
         ),
         *(
+            Row(f"HalfCheetah-{name}", "HalfCheetah-v5", 250_000, 2, None, flags=flags, panel="HalfCheetah-initial-std")
+            for name, flags in (("preset", {}), ("initial-std-1", {"initial_std": 1.0}))
+        ),
+        *(
             Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 150_000, 2, None, flags={"entropy_cost": 0.01, **flags},
                 panel="Pendulum-bonus")
             for name, flags in (("squashed", {}), ("unsquashed", {"squashed_entropy": False}))

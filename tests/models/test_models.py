@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 
 import models
 from beast.core.data import ModelInput
+from beast.core.distributions import distribution_for
 from beast.envs.spaces import BUCKETS, Codes, Words
 from beast.models.base import ImageInput, Memory
 
@@ -549,3 +551,29 @@ def test_what_a_separate_value_learns_leaves_the_policy_alone(use_lstm):
     assert len(own) == (0 if use_lstm else 4)
     assert all(p.grad is None for p in own)
     assert outputs.policy_logits.softmax(-1).std() < 0.02
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the network's", "parameters of their own"])
+@pytest.mark.parametrize(("initial_std", "expected"), [(1.0, 1.0), (0.25, 0.25), (None, 0.5)])
+def test_actions_of_four_numbers_have_the_deviation_that_is_asked_for_at_first(own, initial_std, expected):
+    mlp = importlib.import_module("models.mlp").Model
+    vector, actions = spaces.Box(-1, 1, (3,)), spaces.Tuple([spaces.Box(-1, 1, (4,)), spaces.Discrete(3)])
+    config = mlp.Config(state_independent_std=own, initial_std=initial_std, initialisation="orthogonal")
+    model = mlp(vector, actions, use_lstm=False, config=config)
+    distribution = distribution_for(actions)
+    inputs = random_inputs(5, 7, vector, spaces.Box(-1, 1, (distribution.encoded_size,)))
+    with torch.no_grad():
+        head = model.policy(model.torso(inputs.observation.flatten(0, 1))).view(5, 7, -1)
+        logits = model(inputs, ())[0].policy_logits
+    changed = logits - head
+    if own:
+        assert_close(logits[..., distribution.log_stds], torch.full((5, 7, 4), math.log(expected)))
+    else:
+        assert_close(changed[..., distribution.log_stds], torch.full((5, 7, 4), math.log(expected)), rtol=0, atol=1e-6)
+    assert (changed[..., ~distribution.log_stds] == 0).all(), "means and choices are the network's"
+
+
+@pytest.mark.parametrize("initial_std", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_deviation_that_is_none_is_refused(initial_std):
+    with pytest.raises(ValueError, match="--initial_std must be a positive number or none"):
+        importlib.import_module("models.mlp").Model.Config(initial_std=initial_std)
