@@ -78,7 +78,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Continuous actions: found on Pendulum, Hopper and HalfCheetah, together.
     "continuous": {
         **_VECTORS,
-        "passes": 8,  # as many are PPO's custom for continuous actions
         "total_steps": 1_000_000,
         "entropy_cost": 0.0,  # with 0.01 the deviation of Pendulum's policy grew until it was noise
         "squashed_entropy": True,  # so that a bonus which is asked for does no such thing
