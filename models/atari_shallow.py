@@ -24,7 +24,9 @@ class Model(ActorCritic):
     def __init__(
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:
-        super().__init__(observation_space, action_space, use_lstm, width=512, feed_last_step=True, lstm=config.lstm)
+        super().__init__(
+            observation_space, action_space, use_lstm, width=512, feed_last_step=True, lstm=config.lstm, policy=config
+        )
         self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape
         check_image_size("atari_shallow", self.image.shape, 36)

@@ -65,7 +65,7 @@ class Head(nn.Linear):
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(PolicyConfig):
     """Model (pictures)"""
 
     center_pixels: bool = True
@@ -78,6 +78,7 @@ class ImageConfig:
     """How many layers the LSTM has."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_initialisation(self.initialisation)
         for name, least in (("lstm_size", 0), ("lstm_layers", 1)):
             if getattr(self, name) < least:
@@ -134,8 +135,8 @@ class ActorCritic(nn.Module):
     """A network: torso, then clipped reward and one-hot last action as further features, an optional LSTM, and two heads.
 
     Subclasses call `__init__` with the torso's width and define `torso(observation) -> [N, width]`, where every leaf of
-    `observation` is `[N, ...]`, N = T * B. With `state_independent_std` log standard deviations are parameters of their own,
-    and the policy head's answers in their places go unread. Either way log(initial_std) is added to them.
+    `observation` is `[N, ...]`, N = T * B. With `policy.state_independent_std` log standard deviations are parameters of their
+    own, and the policy head's answers in their places go unread. Either way the logarithm of `policy.initial_std` is added.
     """
 
     supports_bfloat16 = False
@@ -144,7 +145,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, use_lstm: bool,  # type: ignore[type-arg]
         *, width: int, feed_last_step: bool | Literal["reward"], lstm: tuple[int, int] = (LSTM_SIZE, 1),
-        state_independent_std: bool = False, initial_std: float | None = 1.0,
+        policy: PolicyConfig = PolicyConfig(),
     ) -> None:  # fmt: skip
         """Make memory and heads.
 
@@ -155,8 +156,7 @@ class ActorCritic(nn.Module):
             width: the torso's.
             feed_last_step: whether clipped reward and last action are further features; "reward" stands for the reward alone.
             lstm: the units of a layer, 0 for as many as inputs, and the number of layers.
-            state_independent_std: whether log standard deviations are parameters of their own.
-            initial_std: of every number of an action; None stands for 1 / sqrt(how many there are).
+            policy: how wide continuous actions are.
         """
         super().__init__()
         distribution = distribution_for(action_space)
@@ -171,10 +171,10 @@ class ActorCritic(nn.Module):
         self._log_initial_std: float | None = None
         if numbers := int(distribution.log_stds.sum()):
             self.register_buffer("_is_log_std", torch.from_numpy(distribution.log_stds), persistent=False)
-            if state_independent_std:
+            if policy.state_independent_std:
                 self.log_std = nn.Parameter(torch.zeros(distribution.num_params))
-            if initial_std != 1.0:
-                self._log_initial_std = -0.5 * math.log(numbers) if initial_std is None else math.log(initial_std)
+            if policy.initial_std != 1.0:
+                self._log_initial_std = math.log(policy.initial_std or numbers**-0.5)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -69,7 +69,7 @@ class Model(ActorCritic):
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:
         super().__init__(
-            observation_space, action_space, use_lstm, width=256, lstm=config.lstm,
+            observation_space, action_space, use_lstm, width=256, lstm=config.lstm, policy=config,
             feed_last_step="reward" if config.last_step_input == "reward" else use_lstm,
         )  # fmt: skip
         self.image = ImageInput(observation_space, config.center_pixels)

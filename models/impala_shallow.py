@@ -25,7 +25,13 @@ class Model(ActorCritic):
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:
         super().__init__(
-            observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm, lstm=config.lstm
+            observation_space,
+            action_space,
+            use_lstm,
+            width=256,
+            feed_last_step=use_lstm,
+            lstm=config.lstm,
+            policy=config,
         )
         self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape

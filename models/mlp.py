@@ -42,10 +42,7 @@ class Model(ActorCritic):
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:  # fmt: skip
         size = config.hidden_size
-        super().__init__(
-            observation_space, action_space, use_lstm, width=size, feed_last_step=use_lstm,
-            state_independent_std=config.state_independent_std, initial_std=config.initial_std,
-        )  # fmt: skip
+        super().__init__(observation_space, action_space, use_lstm, width=size, feed_last_step=use_lstm, policy=config)
         for where, space in leaves(observation_space):
             if isinstance(space, Words):
                 raise ValueError(f"observation_space{where} is a text, which it cannot read: use --model multi_input")

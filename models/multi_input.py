@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,7 @@ from torch import nn
 from beast.core.data import Nested, flatten
 from beast.envs.spaces import BUCKETS, Codes, Words, leaves
 
-from .base import ActorCritic, ImageInput, VectorInput, conv_size, initialise
+from .base import ActorCritic, ImageInput, PolicyConfig, VectorInput, conv_size, initialise
 
 LARGEST = 128 * 128
 """Most pixels of a picture; for larger ones the FC layer would have more weights than all other layers."""
@@ -34,8 +35,14 @@ class Model(ActorCritic):
         ValueError: for a part that is too large; the message names its key.
     """
 
-    def __init__(self, observation_space: Any, action_space: Any, use_lstm: bool = False) -> None:
-        super().__init__(observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm)
+    @dataclass(frozen=True)
+    class Config(PolicyConfig):
+        """Model (multi_input)"""
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
+    ) -> None:
+        super().__init__(observation_space, action_space, use_lstm, width=256, feed_last_step=use_lstm, policy=config)
         self.parts = nn.ModuleList([_part(where, space) for where, space in leaves(observation_space)])
         self._is_vector = [isinstance(part, VectorInput) for part in self.parts]
         widths = [int(part.width) for part in self.parts]  # type: ignore[arg-type]

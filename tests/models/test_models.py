@@ -553,24 +553,26 @@ def test_what_a_separate_value_learns_leaves_the_policy_alone(use_lstm):
     assert outputs.policy_logits.softmax(-1).std() < 0.02
 
 
+@pytest.mark.parametrize("name", ALL_MODELS)
 @pytest.mark.parametrize("own", [False, True], ids=["the network's", "parameters of their own"])
-@pytest.mark.parametrize(("initial_std", "expected"), [(1.0, 1.0), (0.25, 0.25), (None, 0.5)])
-def test_actions_of_four_numbers_have_the_deviation_that_is_asked_for_at_first(own, initial_std, expected):
-    mlp = importlib.import_module("models.mlp").Model
-    vector, actions = spaces.Box(-1, 1, (3,)), spaces.Tuple([spaces.Box(-1, 1, (4,)), spaces.Discrete(3)])
-    config = mlp.Config(state_independent_std=own, initial_std=initial_std, initialisation="orthogonal")
-    model = mlp(vector, actions, use_lstm=False, config=config)
+@pytest.mark.parametrize(("initial_std", "expected"), [(0.25, 0.25), (None, 0.5)])
+def test_actions_of_four_numbers_have_the_deviation_that_is_asked_for_at_first(name, own, initial_std, expected):
+    actions = spaces.Tuple([spaces.Box(-1, 1, (4,)), spaces.Discrete(3)])
+    observations = spaces.Box(-1, 1, (3,)) if name == "mlp" else SMALL
     distribution = distribution_for(actions)
-    inputs = random_inputs(5, 7, vector, spaces.Box(-1, 1, (distribution.encoded_size,)))
-    with torch.no_grad():
-        head = model.policy(model.torso(inputs.observation.flatten(0, 1))).view(5, 7, -1)
-        logits = model(inputs, ())[0].policy_logits
-    changed = logits - head
+    inputs = random_inputs(2, 3, observations, spaces.Box(0, 1, (distribution.action_spec.shape[0],)))
+    kind, logits = importlib.import_module(f"models.{name}").Model, {}
+    for std in (1.0, initial_std):
+        torch.manual_seed(0)
+        model = kind(observations, actions, False, kind.Config(state_independent_std=own, initial_std=std))
+        with torch.no_grad():
+            logits[std] = model(inputs, ())[0].policy_logits
+    log_stds = logits[initial_std][..., distribution.log_stds]
+    assert_close(log_stds, logits[1.0][..., distribution.log_stds] + math.log(expected), rtol=0, atol=1e-6)
     if own:
-        assert_close(logits[..., distribution.log_stds], torch.full((5, 7, 4), math.log(expected)))
-    else:
-        assert_close(changed[..., distribution.log_stds], torch.full((5, 7, 4), math.log(expected)), rtol=0, atol=1e-6)
-    assert (changed[..., ~distribution.log_stds] == 0).all(), "means and choices are the network's"
+        assert_close(log_stds, torch.full((2, 3, 4), math.log(expected)))
+    choices_and_means = [logits[std][..., ~distribution.log_stds] for std in (1.0, initial_std)]
+    assert_close(*choices_and_means, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("initial_std", [0.0, -1.0, float("inf"), float("nan")])
