@@ -75,7 +75,7 @@ _SYSTEMS: dict[str, dict[str, Any]] = {
 _PAPERS_BY_EIGHT = {"num_actors": 16, "batch_size": 8, "learning_rate_schedule": "constant"}
 """The paper's settings for Atari in smaller steps: with its batches of 32, Pong takes off much later (docs/log.md)."""
 
-_OLD_CONTINUOUS = {"passes": 8, "initial_std": 1.0}
+_OLD_CONTINUOUS = {"initial_std": 1.0}
 """What the preset for continuous actions had when most of its flags were shown one by one."""
 
 _WITHOUT: dict[str, dict[str, Any]] = {
@@ -150,10 +150,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ),
         *(
             Row(f"{name}-hundredfold{how}", env, steps, 2, None, panel=f"{name}-hundredfold",
-                flags={**_HUNDREDFOLD, **pinned, **flags})
-            for name, env, steps, pinned in (
-                ("CartPole", "CartPole-v1", 100_000, {}), ("Pendulum", "Pendulum-v1", 150_000, _OLD_CONTINUOUS),
-            )
+                flags={**_HUNDREDFOLD, **flags})
+            for name, env, steps in (("CartPole", "CartPole-v1", 100_000), ("Pendulum", "Pendulum-v1", 150_000))
             for how, flags in (("", {"scale_rewards": False}), ("-popart", {"popart": True}), ("-scaled", {}))
         ),
         *(
@@ -165,8 +163,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
             for name, flags in (("preset", {}), ("initial-std-1", {"initial_std": 1.0}))
         ),
         *(
-            Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 150_000, 2, None, panel="Pendulum-bonus",
-                flags={**_OLD_CONTINUOUS, "entropy_cost": 0.01, **flags})
+            Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 150_000, 2, None, flags={"entropy_cost": 0.01, **flags},
+                panel="Pendulum-bonus")
             for name, flags in (("squashed", {}), ("unsquashed", {"squashed_entropy": False}))
         ),
     ),
