@@ -132,6 +132,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
         _same("VizdoomHealthGathering-v1", 3_000_000, 1, 2_000, "own: alive to the end, at 2,100, in nearly every game",
               **_DOOM),
     ),
+    "miniworld": (
+        _same("MiniWorld-Hallway-v0", 100_000, 1, 0.9, "own: the straight way, nearly every time"),
+    ),
     "atari": (
         Row("Pong", "PongNoFrameskip-v4", 5_000_000, 3, 20,
             "SB3 A2C 17 @ 10M, PPO 21 @ 10M; CleanRL PPO 20.3 @ 10M, Baselines' PPO 20.4 @ 10M"),
