@@ -202,13 +202,13 @@ json_object.__name__ = "JSON object"
 
 def to_arguments(values: dict[str, Any]) -> list[str]:
     """Return command line arguments from which `Parser.parse` reads these values."""
+    return [part for name, value in values.items() for part in (f"--{name}", _as_typed(value))]
 
-    def text(value: Any) -> str:
-        if value is None or isinstance(value, bool):
-            return str(value).lower()
-        return json.dumps(value) if isinstance(value, dict) else str(value)
 
-    return [part for name, value in values.items() for part in (f"--{name}", text(value))]
+def _as_typed(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def field_docs(section: type) -> dict[str, str]:
@@ -242,9 +242,7 @@ def _defaults_text(name: str, default: Any) -> str:
 
 
 def _value_text(value: Any) -> str:
-    if type(value) is bool:
-        return str(value).lower()
-    return f"{value:,}" if type(value) is int and value > 9999 else str(value)
+    return f"{value:,}" if type(value) is int and value > 9999 else _as_typed(value)
 
 
 def preset_help() -> str:
@@ -255,7 +253,7 @@ def preset_help() -> str:
     ]
     for name, values in PRESETS.items():
         text = (
-            "  ".join(f"{key}={value}" for key, value in values.items())
+            "  ".join(f"{key}={_as_typed(value)}" for key, value in values.items())
             or "the defaults: the paper's Atari settings; network and RMSProp differ (docs/paper.md)"
         )
         lines += textwrap.wrap(text, 100, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
