@@ -75,8 +75,8 @@ _SYSTEMS: dict[str, dict[str, Any]] = {
 _PAPERS_BY_EIGHT = {"num_actors": 16, "batch_size": 8, "learning_rate_schedule": "constant"}
 """The paper's settings for Atari in smaller steps: with its batches of 32, Pong takes off much later (docs/log.md)."""
 
-_OLD_CONTINUOUS = {"initial_std": 1.0}
-"""What the preset for continuous actions had when most of its flags were shown one by one."""
+_NARROW = {"initial_std": None}
+"""Continuous actions that begin with a deviation of 1 / sqrt(N), not of 1 as by the preset."""
 
 _WITHOUT: dict[str, dict[str, Any]] = {
     "preset": {},
@@ -158,13 +158,18 @@ ROWS: dict[str, tuple[Row, ...]] = {
             for how, flags in (("", {"scale_rewards": False}), ("-popart", {"popart": True}), ("-scaled", {}))
         ),
         *(
-            Row(f"Hopper-{name}", "Hopper-v5", 250_000, 2, None, flags={**_OLD_CONTINUOUS, **flags}, panel="Hopper-without")
+            Row(f"Hopper-{name}", "Hopper-v5", 250_000, 2, None, flags=flags, panel="Hopper-without")
             for name, flags in _WITHOUT.items()
         ),
         *(
             Row(f"HalfCheetah-{name}", "HalfCheetah-v5", 250_000, 2, None, flags=flags, panel="HalfCheetah-initial-std")
-            for name, flags in (("preset", {}), ("initial-std-1", {"initial_std": 1.0}))
+            for name, flags in (("preset", {}), ("initial-std-none", _NARROW))
         ),
+        Row("HalfCheetah-v5-initial-std-none", "HalfCheetah-v5", 1_000_000, 3, 5_800, "SB3 PPO 5,819 @ 1M", flags=_NARROW),
+        Row("Hopper-v5-initial-std-none", "Hopper-v5", 1_000_000, 1, 2_400, "SB3 PPO 2,410 @ 1M", flags=_NARROW),
+        Row("Walker2d-v5-initial-std-none", "Walker2d-v5", 1_000_000, 2, 3_500, "SB3 PPO 3,479 @ 1M", flags=_NARROW),
+        Row("LunarLanderContinuous-v3-initial-std-none", "LunarLander-v3", 1_000_000, 1, 270, "SB3 PPO 271 @ 1M",
+            flags={"env_kwargs": {"continuous": True}, **_NARROW}),
         *(
             Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 150_000, 2, None, flags={"entropy_cost": 0.01, **flags},
                 panel="Pendulum-bonus")
