@@ -117,8 +117,10 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool
     if choice.preset is not None:
         return choice.preset
     if _model_for(space) != "mlp":
-        # Of pictures alone: beside numbers of any size, which need to be normalised, its RMSProp is at a loss.
-        return "atari" if all(_sides(part) >= LARGE for _, part in leaves(space)) else "small"
+        # Of pictures and choices alone: beside numbers of any size, which need to be normalised, its RMSProp is at a loss, and
+        # its bonus for entropy makes numbers in actions as wide as they may be.
+        alone = all(_sides(part) >= LARGE for _, part in leaves(space)) and not continuous
+        return "atari" if alone else "small"
     if continuous:
         return "continuous"
     return "classic" if _only_whole_numbers(space) else "control"

@@ -182,8 +182,8 @@ class RunConfig:
     preset: str = "auto"
     """Which set of defaults to use: atari, control, continuous, classic, small, minigrid or paper. auto takes minigrid for
     MiniGrid and BabyAI; for environments that get the model mlp, continuous if actions hold numbers, else classic if
-    observations are arrays of whole numbers alone, else control; of all others atari for pictures of 36x36 or more alone, else
-    small. docs/results.md has what each has learned; paper is atari with the paper's batches of 32."""
+    observations are arrays of whole numbers alone, else control; of all others atari for pictures of 36x36 or more alone with
+    choices as actions, else small. docs/results.md has what each has learned; paper is atari with the paper's batches of 32."""
     savedir: str = "runs"
     """The folder that holds the run folders; `latest` in it points to the newest."""
     xpid: str | None = None

@@ -344,8 +344,9 @@ def test_the_environment_chooses_preset_and_model():
         ({"picture": PICTURE, "map": spaces.Box(0, 255, (10, 10, 3), np.uint8)}, "small"),
     ],
 )
-def test_pictures_alone_get_the_preset_atari(parts, preset):
+def test_pictures_alone_get_the_preset_atari_if_actions_are_choices(parts, preset):
     assert resolve._preset_for(EnvChoice("own"), spaces.Dict(parts), continuous=False) == preset
+    assert resolve._preset_for(EnvChoice("own"), spaces.Dict(parts), continuous=True) == "small"
 
 
 def test_what_is_given_wins_over_the_preset():
