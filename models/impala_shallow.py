@@ -25,14 +25,9 @@ class Model(ActorCritic):
         self, observation_space: Any, action_space: Any, use_lstm: bool = False, config: Config = Config()
     ) -> None:
         super().__init__(
-            observation_space,
-            action_space,
-            use_lstm,
-            width=256,
+            observation_space, action_space, use_lstm, width=256, lstm=config.lstm, policy=config,
             feed_last_step=use_lstm,
-            lstm=config.lstm,
-            policy=config,
-        )
+        )  # fmt: skip
         self.image = ImageInput(observation_space, config.center_pixels)
         channels, height, width = self.image.shape
         check_image_size("impala_shallow", self.image.shape, 20)

@@ -119,8 +119,8 @@ def _preset_for(choice: EnvChoice, space: gymnasium.Space[Any], continuous: bool
     if _model_for(space) != "mlp":
         # Of pictures and choices alone: beside numbers of any size, which need to be normalised, its RMSProp is at a loss, and
         # its bonus for entropy makes numbers in actions as wide as they may be.
-        alone = all(_sides(part) >= LARGE for _, part in leaves(space)) and not continuous
-        return "atari" if alone else "small"
+        pictures = all(_sides(part) >= LARGE for _, part in leaves(space))
+        return "atari" if pictures and not continuous else "small"
     if continuous:
         return "continuous"
     return "classic" if _only_whole_numbers(space) else "control"

@@ -154,8 +154,7 @@ class Trainer:
 
     def _learn_all(self) -> None:
         while not self._finished() and (work := self.learning.source.next(0.0)) is not None:
-            if not self.learning.learn(work, self._over):
-                return
+            self.learning.learn(work, self._over)
 
     def _look_at(self, row: dict[str, float]) -> None:
         wanted, reached = self.config.run.stop_at_return, row.get("mean_episode_return", -math.inf)

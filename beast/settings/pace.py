@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beast.core.errors import ConfigError
+from beast.settings.checks import at_least, one_of
 
 PACES = ("free", "unroll", "step")
 """All values of `--pace`. A trainer's module may list those that it supports as PACES; without it these are the first two."""
@@ -25,10 +26,8 @@ class PaceConfig:
     old versions of the weights are kept in memory and in checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.pace not in PACES:
-            raise ConfigError(f"--pace must be one of {', '.join(PACES)}, got {self.pace!r}")
-        if self.policy_lag is not None and self.policy_lag < 0:
-            raise ConfigError(f"--policy_lag must be at least 0, got {self.policy_lag}")
+        one_of(self, "pace", PACES)
+        at_least(self, 0, "policy_lag")
         if self.policy_lag is not None and self.pace != "unroll":
             raise ConfigError(
                 f"--policy_lag {self.policy_lag} goes with --pace unroll only, not with {self.pace}: add --pace unroll, or "

@@ -95,8 +95,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "total_steps": 1_000_000,
         "use_lstm": True,  # only what is before the agent is seen
     },
-    # Small pictures, and pictures beside anything else: found on MinAtar's Breakout. ViZDoom's Basic comes to 79 by it within
-    # 73,000 steps, where `atari` was deterministic after 2,000 and stayed at -270.
+    # Small pictures, and pictures beside anything else or with continuous actions: found on MinAtar's Breakout. ViZDoom's Basic
+    # comes to 79 by it within 73,000 steps, where `atari` was deterministic after 2,000 and stayed at -270.
     "small": {
         **_SMALL_BATCHES,
         **_ANY_SIZE,
