@@ -173,9 +173,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
             for name, flags in (("preset", {}), ("initial-std-none", _NARROW))
         ),
         Row("HalfCheetah-v5-initial-std-none", "HalfCheetah-v5", 1_000_000, 3, 5_800, "SB3 PPO 5,819 @ 1M", flags=_NARROW),
-        Row("Hopper-v5-initial-std-none", "Hopper-v5", 1_000_000, 1, 2_400, "SB3 PPO 2,410 @ 1M", flags=_NARROW),
-        Row("Walker2d-v5-initial-std-none", "Walker2d-v5", 1_000_000, 2, 3_500, "SB3 PPO 3,479 @ 1M", flags=_NARROW),
-        Row("LunarLanderContinuous-v3-initial-std-none", "LunarLander-v3", 1_000_000, 1, 270, "SB3 PPO 271 @ 1M",
+        Row("Hopper-v5-initial-std-none", "Hopper-v5", 1_000_000, 3, 2_400, "SB3 PPO 2,410 @ 1M", flags=_NARROW),
+        Row("Walker2d-v5-initial-std-none", "Walker2d-v5", 1_000_000, 3, 3_500, "SB3 PPO 3,479 @ 1M", flags=_NARROW),
+        Row("LunarLanderContinuous-v3-initial-std-none", "LunarLander-v3", 1_000_000, 3, 270, "SB3 PPO 271 @ 1M",
             flags={"env_kwargs": {"continuous": True}, **_NARROW}),
         *(
             Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 150_000, 2, None, flags={"entropy_cost": 0.01, **flags},
