@@ -173,7 +173,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("LunarLanderContinuous-v3-initial-std-none", "LunarLander-v3", 1_000_000, 1, 270, "SB3 PPO 271 @ 1M",
             flags={"env_kwargs": {"continuous": True}, **_NARROW}),
         *(
-            Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 150_000, 2, None, flags={"entropy_cost": 0.01, **flags},
+            Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 400_000, 2, None, flags={"entropy_cost": 0.01, **flags},
                 panel="Pendulum-bonus")
             for name, flags in (("squashed", {}), ("unsquashed", {"squashed_entropy": False}))
         ),
