@@ -6,7 +6,7 @@ row is there to show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SOURCES = {
@@ -75,6 +75,14 @@ _SYSTEMS: dict[str, dict[str, Any]] = {
 _PAPERS_BY_EIGHT = {"num_actors": 16, "batch_size": 8, "learning_rate_schedule": "constant"}
 """The paper's settings for Atari in smaller steps: with its batches of 32, Pong takes off much later (docs/log.md)."""
 
+_CHEETAH = _same("HalfCheetah-v5", 1_000_000, 3, 5_800, "SB3 PPO 5,819 @ 1M, A2C 3,041 @ 1M")
+_HOPPER = _same("Hopper-v5", 1_000_000, 3, 2_400, "SB3 PPO 2,410 @ 1M, A2C 733 @ 1M")
+_WALKER = _same("Walker2d-v5", 1_000_000, 3, 3_500, "SB3 PPO 3,479 @ 1M")
+_LANDER = Row(
+    "LunarLanderContinuous-v3", "LunarLander-v3", 1_000_000, 3, 270, "SB3 PPO 271 @ 1M, A2C 84 @ 5M",
+    {"env_kwargs": {"continuous": True}},
+)  # fmt: skip
+
 _NARROW = {"initial_std": None}
 """Continuous actions that begin with a deviation of 1 / sqrt(N), not of 1 as by the preset."""
 
@@ -97,8 +105,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "box2d": (
         _same("LunarLander-v3", 1_000_000, 3, 242, "SB3 PPO 242 @ 1M, A2C 156 @ 200K"),
-        Row("LunarLanderContinuous-v3", "LunarLander-v3", 1_000_000, 3, 270, "SB3 PPO 271 @ 1M, A2C 84 @ 5M",
-            {"env_kwargs": {"continuous": True}}),
+        _LANDER,
         _same("BipedalWalker-v3", 5_000_000, 3, 213, "SB3 PPO 213 @ 5M, A2C 300 @ 5M"),
     ),
     "minigrid": (
@@ -116,11 +123,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
             {"use_lstm": False}),
     ),
     "mujoco": (
-        _same("HalfCheetah-v5", 1_000_000, 3, 5_800, "SB3 PPO 5,819 @ 1M, A2C 3,041 @ 1M"),
-        _same("Hopper-v5", 1_000_000, 3, 2_400, "SB3 PPO 2,410 @ 1M, A2C 733 @ 1M"),
-        _same("Walker2d-v5", 1_000_000, 3, 3_500, "SB3 PPO 3,479 @ 1M"),
+        _CHEETAH,
+        _HOPPER,
+        _WALKER,
         # No longer than SB3's PPO takes for its 1M steps on one core of the same kind (docs/log.md).
-        Row("Walker2d-v5-4M", "Walker2d-v5", 4_000_000, 1, 3_500, "SB3 PPO 3,479 @ 1M"),
+        replace(_WALKER, name="Walker2d-v5-4M", steps=4_000_000, seeds=1),
     ),
     "minatar": (
         _same("MinAtar/Asterix-v1", 10_000_000, 1, 15, "gymnax PPO 15 @ 10M"),
@@ -167,11 +174,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
             Row(f"HalfCheetah-{name}", "HalfCheetah-v5", 250_000, 2, None, flags=flags, panel="HalfCheetah-initial-std")
             for name, flags in (("preset", {}), ("initial-std-none", _NARROW))
         ),
-        Row("HalfCheetah-v5-initial-std-none", "HalfCheetah-v5", 1_000_000, 3, 5_800, "SB3 PPO 5,819 @ 1M", flags=_NARROW),
-        Row("Hopper-v5-initial-std-none", "Hopper-v5", 1_000_000, 1, 2_400, "SB3 PPO 2,410 @ 1M", flags=_NARROW),
-        Row("Walker2d-v5-initial-std-none", "Walker2d-v5", 1_000_000, 2, 3_500, "SB3 PPO 3,479 @ 1M", flags=_NARROW),
-        Row("LunarLanderContinuous-v3-initial-std-none", "LunarLander-v3", 1_000_000, 1, 270, "SB3 PPO 271 @ 1M",
-            flags={"env_kwargs": {"continuous": True}, **_NARROW}),
+        *(
+            replace(row, name=f"{row.name}-initial-std-none", seeds=seeds, flags={**row.flags, **_NARROW})
+            for row, seeds in ((_CHEETAH, 3), (_HOPPER, 1), (_WALKER, 2), (_LANDER, 1))
+        ),
         *(
             Row(f"Pendulum-bonus-{name}", "Pendulum-v1", 400_000, 2, None, flags={"entropy_cost": 0.01, **flags},
                 panel="Pendulum-bonus")
